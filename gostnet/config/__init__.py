@@ -1,0 +1,1 @@
+"""The configuration: schema, YAML/JSON loading with positions, -L/-F URLs, dumping."""

@@ -1,0 +1,115 @@
+"""What policies, handlers, layers and connectors promise each other. Behaviour only; no implementation lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from .address import Endpoint
+from .datagrams import Datagrams
+from .egress import Egress
+from .flow import Flow, Network, Shapers
+from .stream import Stream
+
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+# ---- policies -----------------------------------------------------------------------------------
+class Admission(Protocol):
+    """Decides about clients by address."""
+
+    def admits(self, client: Endpoint) -> bool: ...
+
+
+class Bypass(Protocol):
+    """Decides about destinations. At a service True means refuse; at a hop or node it means skip."""
+
+    def contains(self, network: Network, target: Endpoint) -> bool: ...
+
+
+class Authenticator(Protocol):
+    """Checks credentials."""
+
+    def authenticate(self, username: str, password: str, client: Endpoint) -> str | None:
+        """Return the client id, None if refused."""
+
+
+class Hosts(Protocol):
+    """A static table of names."""
+
+    def lookup(self, host: str, family: int = 0) -> list[str]:
+        """Return the addresses of `host` in order, [] if it is not listed. `family` 4 or 6 filters, 0 takes both."""
+
+
+class Resolver(Protocol):
+    """Resolves names by configured name servers."""
+
+    async def resolve(self, host: str, family: int = 0) -> list[str]:
+        """Return one or more addresses. Raise ResolveError."""
+
+
+class Slot(Protocol):
+    """A place under a connection limit."""
+
+    def release(self) -> None: ...
+
+
+class ConnectionLimiter(Protocol):
+    """Bounds concurrent connections."""
+
+    def acquire(self, client: Endpoint) -> Slot | None:
+        """Return a slot to be released at the end, None if the limit is reached."""
+
+
+class TrafficLimiter(Protocol):
+    """Bounds bandwidth; the verdict is data on the flow."""
+
+    def shape(self, flow: Flow, into: Shapers) -> None:
+        """Add the shapers that hold for this flow."""
+
+
+# ---- handlers -----------------------------------------------------------------------------------
+class Handler(Protocol[T_contra]):
+    """Speaks one protocol with the client, finds the target, and ends in a relay."""
+
+    accepts: ClassVar[tuple[type[Any], ...]]
+    """Shapes of connection it takes: Stream, Datagrams, Packets. Compared with the listener at load."""
+
+    async def handle(self, flow: Flow, conn: T_contra, egress: Egress) -> None:
+        """Serve one connection to its end; the service closes `conn` afterwards."""
+
+
+class Connector(Protocol):
+    """The client side of a proxy protocol, over a stream to the proxy."""
+
+    async def handshake(self, flow: Flow, below: Stream) -> Stream:
+        """Do what can be done before the target is known (once per dialled stream)."""
+
+    async def connect(self, flow: Flow, below: Stream, target: Endpoint) -> Stream: ...
+
+    async def associate(self, flow: Flow, below: Stream, target: Endpoint | None) -> Datagrams: ...
+
+
+class Layer(Protocol):
+    """Something between the socket and the protocol that turns a stream into a stream: tls, ws, obfuscation."""
+
+    async def server(self, flow: Flow, below: Stream) -> Stream: ...
+
+    async def client(self, flow: Flow, below: Stream, name: str) -> Stream:
+        """`name` is the host of the node, the default for what is shown to the peer (SNI, Host)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The policies of one service, decided in Service and Router; no handler's author looks at them."""
+
+    admissions: Sequence[Admission] = ()
+    bypass: Bypass | None = None
+    connections: ConnectionLimiter | None = None
+    traffic: TrafficLimiter | None = None
+
+
+def admitted(admissions: Iterable[Admission], client: Endpoint) -> bool:
+    """All must admit."""
+    return all(admission.admits(client) for admission in admissions)

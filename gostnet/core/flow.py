@@ -1,0 +1,134 @@
+"""Flow: what is known of one connection or association, carried as an argument through the whole pipeline.
+
+Policies decide once and leave their verdict here as data (shapers, taps, user); the relay honours it. Nothing wraps
+the connection.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+from .address import ANY, Endpoint
+
+Network: TypeAlias = Literal["tcp", "udp", "ip"]
+
+
+@dataclass(slots=True)
+class Meter:
+    """Payload bytes moved so far: `up` from client to target, `down` back."""
+
+    up: int = 0
+    down: int = 0
+
+
+class Shaper(Protocol):
+    """A traffic limit of one direction, shared by whoever it is configured for."""
+
+    def take(self, wanted: int) -> int:
+        """Return how many bytes may move now, 0..wanted, and count them as moved."""
+
+    def give_back(self, unused: int) -> None:
+        """Return bytes that `take` granted and that did not move."""
+
+    def delay(self) -> float:
+        """Seconds until `take` may return more than 0."""
+
+
+@dataclass(slots=True)
+class Shapers:
+    """The limits that hold for one flow, per direction."""
+
+    up: list[Shaper] = field(default_factory=list)
+    down: list[Shaper] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.up or self.down)
+
+
+Tap: TypeAlias = Callable[[bytes, bool], None]
+"""Sees every chunk: (data, True if it goes from client to target). A tap forces the copy engine."""
+
+_BASE = int.from_bytes(os.urandom(5), "big")
+_COUNT = itertools.count(int.from_bytes(os.urandom(3), "big"))
+_ALPHABET = "0123456789abcdefghijklmnopqrstuv"
+
+
+def new_sid() -> str:
+    """Return a session id: 20 characters of base 32, sortable by time, as GOST's logs show (the xid form)."""
+    number = (int(time.time()) & 0xFFFFFFFF) << 64 | _BASE << 24 | (next(_COUNT) & 0xFFFFFF)
+    number <<= 4
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(95, -1, -5))
+
+
+class Flow:
+    """One connection or association on its way through the pipeline.
+
+    client     the peer's address, the PROXY protocol's source where that is in use
+    ingress    the address at which it was accepted
+    target     where it wants to go; known before the handler for captured and forwarded flows, set by it otherwise
+    user       the client id that an authenticator returned, "" for none
+    hash       what the hash selector hashes: the client's IP unless a handler says the target
+    route      names of the nodes it goes through, then the target; for logs and records
+    tried      nodes that failed in the present attempt to connect
+    """
+
+    __slots__ = (
+        "_sid",
+        "client",
+        "error",
+        "hash",
+        "host",
+        "ingress",
+        "labels",
+        "meter",
+        "network",
+        "reason",
+        "route",
+        "service",
+        "shapers",
+        "started",
+        "taps",
+        "target",
+        "tried",
+        "user",
+    )
+
+    def __init__(
+        self,
+        service: str = "",
+        client: Endpoint = ANY,
+        ingress: Endpoint = ANY,
+        network: Network = "tcp",
+        target: Endpoint | None = None,
+        started: float = 0.0,
+    ) -> None:
+        self._sid = ""
+        self.service = service
+        self.client = client
+        self.ingress = ingress
+        self.network: Network = network
+        self.target = target
+        self.started = started
+        self.user = ""
+        self.hash = client.host
+        self.host = ""
+        self.route: tuple[str, ...] = ()
+        self.tried: tuple[object, ...] = ()
+        self.meter = Meter()
+        self.shapers: Shapers | None = None
+        self.taps: list[Tap] | None = None
+        self.labels: Mapping[str, str] = {}
+        self.error: BaseException | None = None
+        self.reason = ""
+
+    @property
+    def sid(self) -> str:
+        """The session id, made when first asked for."""
+        if not self._sid:
+            self._sid = new_sid()
+        return self._sid

@@ -1,0 +1,1 @@
+"""Moving bytes: relay engines, datagram pump."""

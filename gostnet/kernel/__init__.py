@@ -1,0 +1,1 @@
+"""Kernel state: plan, apply, journal, roll-back; nftables, rules, routes, namespaces."""

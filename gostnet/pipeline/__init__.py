@@ -1,0 +1,1 @@
+"""Service, router, chain, hop, node, selector: how a flow gets from listener to target."""

@@ -1,0 +1,1 @@
+"""Decisions about flows: admission, auth, bypass, hosts, limits, resolver."""

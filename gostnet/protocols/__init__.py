@@ -1,0 +1,1 @@
+"""What speaks with clients and upstream proxies, one package per protocol."""

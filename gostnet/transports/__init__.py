@@ -1,0 +1,1 @@
+"""What carries streams and datagrams: sockets, TLS, and the table of names."""

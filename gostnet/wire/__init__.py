@@ -1,0 +1,1 @@
+"""Formats shared by several protocols, without I/O."""
