@@ -1,0 +1,105 @@
+"""The readiness hub: one edge-triggered epoll set, nested in the asyncio or uvloop loop.
+
+Every fast-path socket is registered once, for reading and writing together, and stays registered until it is closed.
+Operations are tried first; only EAGAIN suspends. The loop watches a single descriptor, the epoll set itself, so a
+connection never costs the loop an `add_reader`/`remove_reader` pair per wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections import deque
+from collections.abc import Callable
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+_ALL = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+
+_BATCH = 256
+"""Events taken per turn of the loop, so that other callbacks of the loop are not starved."""
+
+OnEvents: TypeAlias = Callable[[int], None]
+
+
+class Hub:
+    """The epoll set of one loop. Not thread-safe: everything happens on the loop's thread."""
+
+    __slots__ = ("__weakref__", "_callbacks", "_closed", "_epoll", "_loop", "_ready", "_running_ready", "wakeups")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll = select.epoll(sizehint=1024)
+        self._callbacks: dict[int, OnEvents] = {}
+        self._closed: set[int] = set()
+        self._ready: deque[Callable[[], None]] = deque()
+        self._running_ready = False
+        self.wakeups = 0
+        loop.add_reader(self._epoll.fileno(), self._drain)
+
+    def register(self, fd: int, on_events: OnEvents) -> None:
+        """Watch `fd` for its whole life; `on_events` gets the epoll bits of each edge."""
+        self._epoll.register(fd, _ALL)
+        self._callbacks[fd] = on_events
+
+    def replace(self, fd: int, on_events: OnEvents) -> None:
+        """Hand the events of a registered `fd` to somebody else (an engine, or back)."""
+        self._callbacks[fd] = on_events
+
+    def forget(self, fd: int) -> None:
+        """Stop watching `fd`. To be called before it is closed: the number may be reused at once."""
+        if self._callbacks.pop(fd, None) is not None:
+            # Events of this number that are still in the batch at hand belong to the socket that is gone.
+            self._closed.add(fd)
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                pass
+
+    def call_ready(self, callback: Callable[[], None]) -> None:
+        """Run `callback` in the loop's next turn: how a pump that used up its budget yields to the others."""
+        self._ready.append(callback)
+        if not self._running_ready:
+            self._running_ready = True
+            self._loop.call_soon(self._run_ready)
+
+    def close(self) -> None:
+        """Close the epoll set; sockets that are still registered belong to their owners."""
+        if not self._epoll.closed:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+        self._callbacks.clear()
+        _hubs.pop(self._loop, None)
+
+    def _drain(self) -> None:
+        self.wakeups += 1
+        closed = self._closed
+        closed.clear()
+        callbacks = self._callbacks
+        for fd, events in self._epoll.poll(0, _BATCH):
+            if closed and fd in closed:
+                continue
+            on_events = callbacks.get(fd)
+            if on_events is not None:
+                on_events(events)
+
+    def _run_ready(self) -> None:
+        self._running_ready = False
+        ready = self._ready
+        for _ in range(len(ready)):
+            ready.popleft()()
+
+
+_hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = WeakKeyDictionary()
+
+
+def current_hub() -> Hub:
+    """Return the hub of the running loop, made on first use."""
+    loop = asyncio.get_running_loop()
+    hub = _hubs.get(loop)
+    if hub is None:
+        hub = _hubs[loop] = Hub(loop)
+    return hub

@@ -1,0 +1,635 @@
+"""Streams and datagrams that own a kernel socket, and how such sockets are made.
+
+This is the border at which `OSError` becomes one of our errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .address import ANY, Endpoint, parse_ip
+from .datagrams import Datagram, Datagrams
+from .errors import ConfigError, ConnError, DialTimeout, KernelError, conn_error, dial_error
+from .hub import READABLE, WRITABLE, Hub, OnEvents, current_hub
+from .stream import CHUNK, Buffer, Stream
+
+_NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+SO_BINDTODEVICE = 25
+IP_TRANSPARENT = 19
+IPV6_TRANSPARENT = 75
+IPPROTO_MPTCP = 262
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+KEEPALIVE_IDLE = 15
+KEEPALIVE_INTERVAL = 15
+KEEPALIVE_COUNT = 9
+"""Go's defaults, which every TCP socket of GOST carries: probes after 15 s, every 15 s, dead after 9."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """TCP keepalive: seconds before the first probe, between probes, and how many unanswered ones end it."""
+
+    idle: int = KEEPALIVE_IDLE
+    interval: int = KEEPALIVE_INTERVAL
+    count: int = KEEPALIVE_COUNT
+
+    def apply(self, sock: socket.socket) -> None:
+        """Set the options on a TCP socket; on a listening socket accepted ones inherit them."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.idle)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self.interval)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, self.count)
+
+
+DEFAULT_KEEPALIVE = Keepalive()
+
+
+class _Waiting:
+    """What a socket shares between streams and datagrams: one registration, one reader's and one writer's future."""
+
+    __slots__ = ()  # the slots are declared by the classes that mix it in: two slotted bases do not fit together
+
+    _hub: Hub
+    _reader: asyncio.Future[None] | None
+    _registered: bool
+    _sock: socket.socket
+    _writer: asyncio.Future[None] | None
+    fd: int
+
+    def _own(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.fd = sock.fileno()
+        self._hub = current_hub()
+        self._registered = False
+        self._reader = None
+        self._writer = None
+
+    def _on_events(self, events: int) -> None:
+        if events & READABLE:
+            reader = self._reader
+            if reader is not None:
+                self._reader = None
+                if not reader.done():
+                    reader.set_result(None)
+        if events & WRITABLE:
+            writer = self._writer
+            if writer is not None:
+                self._writer = None
+                if not writer.done():
+                    writer.set_result(None)
+
+    def _register(self) -> None:
+        if self.fd < 0:
+            raise ConnError("closed by this side")
+        self._hub.register(self.fd, self._on_events)
+        self._registered = True
+
+    async def _readable(self) -> None:
+        """Wait for the edge that follows an EAGAIN of a read."""
+        if self._reader is not None and not self._reader.done():
+            raise RuntimeError("two tasks read the same socket")
+        future = self._reader = asyncio.get_running_loop().create_future()
+        if not self._registered:
+            self._register()
+        await future
+
+    async def _writable(self) -> None:
+        """Wait for the edge that follows an EAGAIN of a write or a connect in progress."""
+        if self._writer is not None and not self._writer.done():
+            raise RuntimeError("two tasks write the same socket")
+        future = self._writer = asyncio.get_running_loop().create_future()
+        if not self._registered:
+            self._register()
+        await future
+
+    def _release(self) -> None:
+        """Close the socket and wake whoever still waits on it, with an error."""
+        if self.fd < 0:
+            return
+        if self._registered:
+            self._hub.forget(self.fd)
+            self._registered = False
+        self.fd = -1
+        self._sock.close()
+        for waiter in (self._reader, self._writer):
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(ConnError("closed by this side"))
+        self._reader = self._writer = None
+
+
+class SocketStream(_Waiting, Stream):
+    """A stream socket (TCP or unix).
+
+    received, sent    bytes that crossed the socket, whoever moved them: the wire counters of GOST's statistics
+    """
+
+    __slots__ = ("_eof_sent", "_hub", "_reader", "_registered", "_sock", "_writer", "fd", "received", "sent")
+
+    def __init__(self, sock: socket.socket, local: Endpoint = ANY, remote: Endpoint = ANY) -> None:
+        """Take a connected, non-blocking socket; it is ours to close from now on."""
+        Stream.__init__(self, local, remote)
+        self._own(sock)
+        self.received = 0
+        self.sent = 0
+        self._eof_sent = False
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket, for options and addresses; reading or writing it belongs to the stream and the engines."""
+        return self._sock
+
+    async def receive(self, max_bytes: int = CHUNK) -> bytes:
+        if self._head:
+            return self._take_head(max_bytes)
+        while True:
+            try:
+                data = self._sock.recv(max_bytes)
+            except (BlockingIOError, InterruptedError):
+                await self._readable()
+            except OSError as exc:
+                raise conn_error(exc) from exc
+            else:
+                self.received += len(data)
+                return data
+
+    def receive_now(self, max_bytes: int = CHUNK) -> bytes | None:
+        """Return what has arrived, b"" at end of stream, None if nothing is there yet."""
+        if self._head:
+            return self._take_head(max_bytes)
+        try:
+            data = self._sock.recv(max_bytes)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as exc:
+            raise conn_error(exc) from exc
+        self.received += len(data)
+        return data
+
+    async def send(self, data: Buffer) -> None:
+        try:
+            count = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            count = 0
+        except OSError as exc:
+            raise conn_error(exc) from exc
+        self.sent += count
+        if count < len(data):
+            await self._send_rest(memoryview(data)[count:])
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        while rest:
+            await self._writable()
+            try:
+                count = self._sock.send(rest)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError as exc:
+                raise conn_error(exc) from exc
+            self.sent += count
+            rest = rest[count:]
+
+    async def send_eof(self) -> None:
+        if self._eof_sent or self.fd < 0:
+            return
+        self._eof_sent = True
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            raise conn_error(exc) from exc
+
+    async def aclose(self) -> None:
+        self._release()
+
+    def abort(self) -> None:
+        self._release()
+
+    def reset(self) -> None:
+        """Close with a TCP reset, as a peer that crashed would: tells the other side that data was lost."""
+        if self.fd >= 0:
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            except OSError:
+                pass
+        self._release()
+
+    # ---- what engines use ----------------------------------------------------------------------
+    def claim(self, on_events: OnEvents) -> int:
+        """Give the socket's events to an engine and return its descriptor; `unclaim` gives them back."""
+        if not self._registered:
+            self._register()
+        self._hub.replace(self.fd, on_events)
+        return self.fd
+
+    def unclaim(self) -> None:
+        """Take the events back from an engine."""
+        if self._registered:
+            self._hub.replace(self.fd, self._on_events)
+
+    def mark_eof_sent(self) -> None:
+        """Note that an engine has shut our direction down."""
+        self._eof_sent = True
+
+    async def wait_connected(self, where: Endpoint) -> None:
+        """Wait until a connect in progress has ended. Raise DialError."""
+        while True:
+            await self._writable()
+            code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise dial_error(OSError(code, os.strerror(code)), where)
+            try:
+                self._sock.getpeername()
+            except OSError as exc:  # a stale event: still in progress
+                if exc.errno != 107:
+                    raise dial_error(exc, where) from exc
+            else:
+                return
+
+
+class UdpSocket(_Waiting, Datagrams):
+    """A UDP socket, unconnected or connected to `peer`.
+
+    An ICMP error that the kernel reports on a later call concerns one datagram and is dropped, never raised.
+    """
+
+    __slots__ = (
+        "_connected",
+        "_hub",
+        "_reader",
+        "_registered",
+        "_sock",
+        "_v6",
+        "_writer",
+        "dropped",
+        "fd",
+        "received",
+        "sent",
+    )
+
+    BATCH = 32
+    """Datagrams per `receive`: enough to amortise the wake-up, small enough to stay fair."""
+
+    def __init__(self, sock: socket.socket, local: Endpoint = ANY, peer: Endpoint | None = None) -> None:
+        """Take a non-blocking socket that is bound, or connected to `peer`; it is ours to close from now on."""
+        Datagrams.__init__(self, local)
+        self._own(sock)
+        self._v6 = sock.family == socket.AF_INET6
+        self._connected = peer
+        self.received = 0
+        self.sent = 0
+        self.dropped = 0
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket, for options and addresses."""
+        return self._sock
+
+    async def receive(self) -> Sequence[Datagram]:
+        while True:
+            batch = self.receive_now()
+            if batch:
+                return batch
+            await self._readable()
+
+    def receive_now(self) -> list[Datagram]:
+        """Return what has arrived, [] if nothing."""
+        batch: list[Datagram] = []
+        sock, connected = self._sock, self._connected
+        for _ in range(self.BATCH):
+            try:
+                if connected is not None:
+                    data = sock.recv(65535)
+                    peer = connected
+                else:
+                    data, address = sock.recvfrom(65535)
+                    peer = Endpoint.from_sockaddr(address)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as exc:
+                if self.fd < 0:
+                    raise ConnError("closed by this side") from exc
+                continue
+            self.received += len(data)
+            batch.append(Datagram(data, peer))
+        return batch
+
+    async def send(self, batch: Sequence[Datagram]) -> None:
+        for datagram in batch:
+            if datagram.stride:
+                view = memoryview(datagram.data)
+                for start in range(0, len(view), datagram.stride):
+                    await self._send_one(view[start : start + datagram.stride], datagram.peer)
+            else:
+                await self._send_one(datagram.data, datagram.peer)
+
+    async def _send_one(self, data: Buffer, peer: Endpoint) -> None:
+        for last in (False, True):
+            try:
+                if self._connected is not None:
+                    self._sock.send(data)
+                else:
+                    self._sock.sendto(data, self.sockaddr(peer))
+            except (BlockingIOError, InterruptedError):
+                if last:
+                    break
+                await self._writable()
+            except OSError as exc:
+                if self.fd < 0:
+                    raise ConnError("closed by this side") from exc
+                if last or exc.errno != 111:  # a pending ECONNREFUSED of an earlier datagram: this one was not sent
+                    break
+            else:
+                self.sent += len(data)
+                return
+        self.dropped += 1
+
+    def sockaddr(self, peer: Endpoint) -> tuple[str, int]:
+        """Return `peer`, an IP address, in the form that this socket's family takes."""
+        if self._v6 and ":" not in peer.host:
+            return ("::ffff:" + peer.host, peer.port)
+        return (peer.host, peer.port)
+
+    async def aclose(self) -> None:
+        self._release()
+
+    def abort(self) -> None:
+        self._release()
+
+
+# ---- making sockets -----------------------------------------------------------------------------
+@contextmanager
+def _in_netns(path: str) -> Iterator[None]:
+    """Run the body with this thread in the network namespace at `path`; no await may happen inside."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            there = os.open(path if path.startswith("/") else f"/run/netns/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise KernelError(f"network namespace {path!r}", exc.errno or 0) from exc
+        try:
+            _setns(there)
+            try:
+                yield
+            finally:
+                _setns(home)
+        finally:
+            os.close(there)
+    finally:
+        os.close(home)
+
+
+def _setns(fd: int) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, 0x40000000):
+        code = ctypes.get_errno()
+        raise KernelError("setns", code, hint="CAP_SYS_ADMIN is needed to enter a network namespace")
+
+
+def make_socket(family: int, kind: int, netns: str = "", proto: int = 0) -> socket.socket:
+    """Make a non-blocking socket, in the network namespace `netns` (a name or a path) if given."""
+    if netns:
+        with _in_netns(netns):
+            return socket.socket(family, kind | _NONBLOCK, proto)
+    return socket.socket(family, kind | _NONBLOCK, proto)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenOptions:
+    """How a listening socket is made.
+
+    transparent   IP_TRANSPARENT / IPV6_TRANSPARENT: accepts connections to foreign addresses (needs CAP_NET_ADMIN)
+    """
+
+    reuse_port: bool = False
+    mptcp: bool = False
+    transparent: bool = False
+    keepalive: Keepalive | None = DEFAULT_KEEPALIVE
+    netns: str = ""
+    backlog: int = 4096
+
+
+def _family_of(address: Endpoint) -> tuple[int, str]:
+    """Return (family, host to bind): "" and :: are dual stack, a name is looked up by the C library."""
+    if address.host in ("", "::"):
+        return socket.AF_INET6, "::"
+    ip = parse_ip(address.host)
+    if ip is not None:
+        return (socket.AF_INET6, address.host) if ip.version == 6 else (socket.AF_INET, str(ip))
+    try:
+        found = socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ConfigError("", f"address {address}: {address.host!r} has no address: {exc.strerror}") from exc
+    family, _, _, _, sockaddr = min(found, key=lambda item: item[0] != socket.AF_INET)
+    return family, str(sockaddr[0])
+
+
+def _bound(address: Endpoint, kind: int, options: ListenOptions) -> socket.socket:
+    family, host = _family_of(address)
+    proto = IPPROTO_MPTCP if options.mptcp and kind == socket.SOCK_STREAM else 0
+    try:
+        sock = make_socket(family, kind, options.netns, proto)
+    except OSError as exc:
+        if family != socket.AF_INET6 or host != "::":
+            raise KernelError(f"listen {address}", exc.errno or 0) from exc
+        family, host = socket.AF_INET, "0.0.0.0"  # a host without IPv6
+        sock = make_socket(family, kind, options.netns, proto)
+    try:
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        if options.transparent:
+            set_transparent(sock)
+        sock.bind((host, address.port))
+        return sock
+    except OSError as exc:
+        sock.close()
+        hint = ""
+        if exc.errno == 13 and address.port < 1024:
+            hint = "ports below 1024 need CAP_NET_BIND_SERVICE"
+        raise KernelError(f"listen {address}", exc.errno or 0, hint=hint) from exc
+    except BaseException:
+        sock.close()
+        raise
+
+
+def set_transparent(sock: socket.socket) -> None:
+    """Let a socket bind and accept foreign addresses. Raise KernelError that names the capability."""
+    try:
+        sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    except OSError as exc:
+        raise KernelError("IP_TRANSPARENT", exc.errno or 0, hint="transparent sockets need CAP_NET_ADMIN") from exc
+
+
+def listen_tcp(address: Endpoint, options: ListenOptions = ListenOptions()) -> socket.socket:
+    """Return a listening socket; an empty host is both families. Raise KernelError or ConfigError."""
+    sock = _bound(address, socket.SOCK_STREAM, options)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+        if options.keepalive is not None:
+            options.keepalive.apply(sock)
+        sock.listen(options.backlog)
+    except OSError as exc:
+        sock.close()
+        raise KernelError(f"listen {address}", exc.errno or 0) from exc
+    return sock
+
+
+def listen_udp(address: Endpoint, options: ListenOptions = ListenOptions()) -> socket.socket:
+    """Return a bound UDP socket with large buffers. Raise KernelError or ConfigError."""
+    sock = _bound(address, socket.SOCK_DGRAM, options)
+    enlarge_buffers(sock)
+    return sock
+
+
+UDP_BUFFER = 4 << 20
+"""Bytes of socket buffer asked for UDP: the default of 208 KiB loses bursts at a gigabit."""
+
+
+def enlarge_buffers(sock: socket.socket, size: int = UDP_BUFFER) -> None:
+    """Ask for socket buffers of `size` bytes, beyond the system's limit where we may."""
+    for forced, plain in ((33, socket.SO_RCVBUF), (32, socket.SO_SNDBUF)):  # SO_RCVBUFFORCE, SO_SNDBUFFORCE
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, size)
+        except OSError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+@dataclass(frozen=True, slots=True)
+class DialOptions:
+    """How outgoing sockets are made.
+
+    mark        SO_MARK, 0 for none
+    interface   an interface name (bind to device) or a source address
+    strict      fail when `interface` cannot be used, instead of going on without it
+    netns       a network namespace by name or path
+    """
+
+    mark: int = 0
+    interface: str = ""
+    strict: bool = False
+    netns: str = ""
+    keepalive: Keepalive = DEFAULT_KEEPALIVE
+
+    def apply(self, sock: socket.socket, target: str) -> None:
+        """Set mark and interface on a socket that will talk to the IP address `target` ("" for any)."""
+        if self.mark:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
+            except OSError as exc:
+                raise KernelError("SO_MARK", exc.errno or 0, hint="marking sockets needs CAP_NET_ADMIN") from exc
+        if self.interface:
+            self._bind_interface(sock, target)
+
+    def _bind_interface(self, sock: socket.socket, target: str) -> None:
+        source = parse_ip(self.interface)
+        if source is not None:
+            wanted = socket.AF_INET6 if source.version == 6 else socket.AF_INET
+            if sock.family == wanted:
+                sock.bind((self.interface, 0))
+            elif self.strict:
+                raise OSError(97, f"{self.interface} cannot reach the other address family")
+            return
+        ip = parse_ip(target)
+        # GOST: addresses that are not global unicast are reached without the device binding (transports 1.9).
+        if ip is None or not (ip.is_loopback or ip.is_multicast or ip.is_link_local or ip.is_unspecified):
+            sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, self.interface.encode() + b"\0")
+
+
+PLAIN = DialOptions()
+
+
+async def connect_tcp(host: str, port: int, options: DialOptions = PLAIN) -> SocketStream:
+    """Connect to an IP address. Raise DialError; a cancelled connect leaves no socket."""
+    where = Endpoint(host, port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = make_socket(family, socket.SOCK_STREAM, options.netns)
+    except OSError as exc:
+        raise dial_error(exc, where) from exc
+    stream: SocketStream | None = None
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        options.keepalive.apply(sock)
+        if options is not PLAIN:
+            options.apply(sock, host)
+        stream = SocketStream(sock, ANY, where)
+        code = sock.connect_ex((host, port))
+        if code == 115:  # EINPROGRESS
+            await stream.wait_connected(where)
+        elif code:
+            raise OSError(code, os.strerror(code))
+        stream.local = Endpoint.from_sockaddr(sock.getsockname())
+        return stream
+    except OSError as exc:
+        _drop(stream, sock)
+        raise dial_error(exc, where) from exc
+    except BaseException:
+        _drop(stream, sock)
+        raise
+
+
+def _drop(stream: SocketStream | None, sock: socket.socket) -> None:
+    if stream is not None:
+        stream.abort()
+    else:
+        sock.close()
+
+
+def open_udp(target: Endpoint | None, options: DialOptions = PLAIN) -> UdpSocket:
+    """Open a UDP socket: connected to `target` (an IP address), or free for peers of both families when None."""
+    family = socket.AF_INET if target is not None and ":" not in target.host else socket.AF_INET6
+    try:
+        sock = make_socket(family, socket.SOCK_DGRAM, options.netns)
+    except OSError as exc:
+        if target is not None:
+            raise dial_error(exc, target) from exc
+        sock = make_socket(socket.AF_INET, socket.SOCK_DGRAM, options.netns)  # a host without IPv6
+    try:
+        enlarge_buffers(sock)
+        if options is not PLAIN:
+            options.apply(sock, target.host if target is not None else "")
+        if target is not None:
+            sock.connect((target.host, target.port))
+        else:
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            if sock.getsockname()[1] == 0:
+                sock.bind(("::" if sock.family == socket.AF_INET6 else "0.0.0.0", 0))
+        return UdpSocket(sock, Endpoint.from_sockaddr(sock.getsockname()), target)
+    except OSError as exc:
+        sock.close()
+        raise dial_error(exc, target if target is not None else "udp") from exc
+    except BaseException:
+        sock.close()
+        raise
+
+
+__all__ = [
+    "DEFAULT_KEEPALIVE",
+    "PLAIN",
+    "DialOptions",
+    "DialTimeout",
+    "Keepalive",
+    "ListenOptions",
+    "SocketStream",
+    "UdpSocket",
+    "connect_tcp",
+    "listen_tcp",
+    "listen_udp",
+    "make_socket",
+    "open_udp",
+    "set_transparent",
+]
