@@ -1,1 +1,1 @@
-"""Contracts and primitives that every other package builds on: data shapes, flow, errors, options, the readiness hub."""
+"""Contracts and primitives that every package builds on: data shapes, flow, errors, options, the readiness hub."""

@@ -51,27 +51,24 @@ class Keepalive:
 DEFAULT_KEEPALIVE = Keepalive()
 
 
-class _Waiting:
-    """What a socket shares between streams and datagrams: one registration, one reader's and one writer's future."""
+class Readiness:
+    """One non-blocking socket and its single registration: who waits to read, who waits to write.
 
-    __slots__ = ()  # the slots are declared by the classes that mix it in: two slotted bases do not fit together
+    It owns the descriptor: `release` forgets, closes, and wakes whoever still waits with an error.
+    """
 
-    _hub: Hub
-    _reader: asyncio.Future[None] | None
-    _registered: bool
-    _sock: socket.socket
-    _writer: asyncio.Future[None] | None
-    fd: int
+    __slots__ = ("_reader", "_registered", "_writer", "fd", "hub", "sock")
 
-    def _own(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
         self.fd = sock.fileno()
-        self._hub = current_hub()
+        self.hub = current_hub()
         self._registered = False
-        self._reader = None
-        self._writer = None
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
 
-    def _on_events(self, events: int) -> None:
+    def on_events(self, events: int) -> None:
+        """Wake the waiters that the epoll bits concern."""
         if events & READABLE:
             reader = self._reader
             if reader is not None:
@@ -85,57 +82,71 @@ class _Waiting:
                 if not writer.done():
                     writer.set_result(None)
 
-    def _register(self) -> None:
-        if self.fd < 0:
-            raise ConnError("closed by this side")
-        self._hub.register(self.fd, self._on_events)
-        self._registered = True
+    def register(self) -> None:
+        """Register with the hub unless that is done: the first wait does it, so a socket that never waits pays nothing."""
+        if not self._registered:
+            if self.fd < 0:
+                raise ConnError("closed by this side")
+            self.hub.register(self.fd, self.on_events)
+            self._registered = True
 
-    async def _readable(self) -> None:
+    async def readable(self) -> None:
         """Wait for the edge that follows an EAGAIN of a read."""
         if self._reader is not None and not self._reader.done():
             raise RuntimeError("two tasks read the same socket")
         future = self._reader = asyncio.get_running_loop().create_future()
         if not self._registered:
-            self._register()
+            self.register()
         await future
 
-    async def _writable(self) -> None:
-        """Wait for the edge that follows an EAGAIN of a write or a connect in progress."""
+    async def writable(self) -> None:
+        """Wait for the edge that follows an EAGAIN of a write, or a connect in progress."""
         if self._writer is not None and not self._writer.done():
             raise RuntimeError("two tasks write the same socket")
         future = self._writer = asyncio.get_running_loop().create_future()
         if not self._registered:
-            self._register()
+            self.register()
         await future
 
-    def _release(self) -> None:
-        """Close the socket and wake whoever still waits on it, with an error."""
+    def claim(self, on_events: OnEvents) -> int:
+        """Give the socket's events to an engine and return its descriptor; `unclaim` gives them back."""
+        self.register()
+        self.hub.replace(self.fd, on_events)
+        return self.fd
+
+    def unclaim(self) -> None:
+        """Take the events back from an engine."""
+        if self._registered:
+            self.hub.replace(self.fd, self.on_events)
+
+    def release(self) -> None:
+        """Close the socket. Idempotent."""
         if self.fd < 0:
             return
         if self._registered:
-            self._hub.forget(self.fd)
+            self.hub.forget(self.fd)
             self._registered = False
         self.fd = -1
-        self._sock.close()
+        self.sock.close()
         for waiter in (self._reader, self._writer):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(ConnError("closed by this side"))
         self._reader = self._writer = None
 
 
-class SocketStream(_Waiting, Stream):
+class SocketStream(Stream):
     """A stream socket (TCP or unix).
 
     received, sent    bytes that crossed the socket, whoever moved them: the wire counters of GOST's statistics
     """
 
-    __slots__ = ("_eof_sent", "_hub", "_reader", "_registered", "_sock", "_writer", "fd", "received", "sent")
+    __slots__ = ("_eof_sent", "_sock", "readiness", "received", "sent")
 
     def __init__(self, sock: socket.socket, local: Endpoint = ANY, remote: Endpoint = ANY) -> None:
         """Take a connected, non-blocking socket; it is ours to close from now on."""
         Stream.__init__(self, local, remote)
-        self._own(sock)
+        self._sock = sock
+        self.readiness = Readiness(sock)
         self.received = 0
         self.sent = 0
         self._eof_sent = False
@@ -152,7 +163,7 @@ class SocketStream(_Waiting, Stream):
             try:
                 data = self._sock.recv(max_bytes)
             except (BlockingIOError, InterruptedError):
-                await self._readable()
+                await self.readiness.readable()
             except OSError as exc:
                 raise conn_error(exc) from exc
             else:
@@ -185,7 +196,7 @@ class SocketStream(_Waiting, Stream):
 
     async def _send_rest(self, rest: memoryview) -> None:
         while rest:
-            await self._writable()
+            await self.readiness.writable()
             try:
                 count = self._sock.send(rest)
             except (BlockingIOError, InterruptedError):
@@ -196,7 +207,7 @@ class SocketStream(_Waiting, Stream):
             rest = rest[count:]
 
     async def send_eof(self) -> None:
-        if self._eof_sent or self.fd < 0:
+        if self._eof_sent or self.readiness.fd < 0:
             return
         self._eof_sent = True
         try:
@@ -205,32 +216,19 @@ class SocketStream(_Waiting, Stream):
             raise conn_error(exc) from exc
 
     async def aclose(self) -> None:
-        self._release()
+        self.readiness.release()
 
     def abort(self) -> None:
-        self._release()
+        self.readiness.release()
 
     def reset(self) -> None:
         """Close with a TCP reset, as a peer that crashed would: tells the other side that data was lost."""
-        if self.fd >= 0:
+        if self.readiness.fd >= 0:
             try:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
             except OSError:
                 pass
-        self._release()
-
-    # ---- what engines use ----------------------------------------------------------------------
-    def claim(self, on_events: OnEvents) -> int:
-        """Give the socket's events to an engine and return its descriptor; `unclaim` gives them back."""
-        if not self._registered:
-            self._register()
-        self._hub.replace(self.fd, on_events)
-        return self.fd
-
-    def unclaim(self) -> None:
-        """Take the events back from an engine."""
-        if self._registered:
-            self._hub.replace(self.fd, self._on_events)
+        self.readiness.release()
 
     def mark_eof_sent(self) -> None:
         """Note that an engine has shut our direction down."""
@@ -239,7 +237,7 @@ class SocketStream(_Waiting, Stream):
     async def wait_connected(self, where: Endpoint) -> None:
         """Wait until a connect in progress has ended. Raise DialError."""
         while True:
-            await self._writable()
+            await self.readiness.writable()
             code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise dial_error(OSError(code, os.strerror(code)), where)
@@ -252,25 +250,13 @@ class SocketStream(_Waiting, Stream):
                 return
 
 
-class UdpSocket(_Waiting, Datagrams):
+class UdpSocket(Datagrams):
     """A UDP socket, unconnected or connected to `peer`.
 
     An ICMP error that the kernel reports on a later call concerns one datagram and is dropped, never raised.
     """
 
-    __slots__ = (
-        "_connected",
-        "_hub",
-        "_reader",
-        "_registered",
-        "_sock",
-        "_v6",
-        "_writer",
-        "dropped",
-        "fd",
-        "received",
-        "sent",
-    )
+    __slots__ = ("_connected", "_sock", "_v6", "dropped", "readiness", "received", "sent")
 
     BATCH = 32
     """Datagrams per `receive`: enough to amortise the wake-up, small enough to stay fair."""
@@ -278,7 +264,8 @@ class UdpSocket(_Waiting, Datagrams):
     def __init__(self, sock: socket.socket, local: Endpoint = ANY, peer: Endpoint | None = None) -> None:
         """Take a non-blocking socket that is bound, or connected to `peer`; it is ours to close from now on."""
         Datagrams.__init__(self, local)
-        self._own(sock)
+        self._sock = sock
+        self.readiness = Readiness(sock)
         self._v6 = sock.family == socket.AF_INET6
         self._connected = peer
         self.received = 0
@@ -295,7 +282,7 @@ class UdpSocket(_Waiting, Datagrams):
             batch = self.receive_now()
             if batch:
                 return batch
-            await self._readable()
+            await self.readiness.readable()
 
     def receive_now(self) -> list[Datagram]:
         """Return what has arrived, [] if nothing."""
@@ -312,7 +299,7 @@ class UdpSocket(_Waiting, Datagrams):
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as exc:
-                if self.fd < 0:
+                if self.readiness.fd < 0:
                     raise ConnError("closed by this side") from exc
                 continue
             self.received += len(data)
@@ -338,9 +325,9 @@ class UdpSocket(_Waiting, Datagrams):
             except (BlockingIOError, InterruptedError):
                 if last:
                     break
-                await self._writable()
+                await self.readiness.writable()
             except OSError as exc:
-                if self.fd < 0:
+                if self.readiness.fd < 0:
                     raise ConnError("closed by this side") from exc
                 if last or exc.errno != 111:  # a pending ECONNREFUSED of an earlier datagram: this one was not sent
                     break
@@ -356,10 +343,10 @@ class UdpSocket(_Waiting, Datagrams):
         return (peer.host, peer.port)
 
     async def aclose(self) -> None:
-        self._release()
+        self.readiness.release()
 
     def abort(self) -> None:
-        self._release()
+        self.readiness.release()
 
 
 # ---- making sockets -----------------------------------------------------------------------------
