@@ -102,12 +102,10 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """The policies of one service, decided in Service and Router; no handler's author looks at them."""
+    """The policies that a service decides when it accepts; the router decides the rest. No handler looks at them."""
 
     admissions: Sequence[Admission] = ()
-    bypass: Bypass | None = None
     connections: ConnectionLimiter | None = None
-    traffic: TrafficLimiter | None = None
 
 
 def admitted(admissions: Iterable[Admission], client: Endpoint) -> bool:

@@ -75,11 +75,15 @@ class Flow:
     hash       what the hash selector hashes: the client's IP unless a handler says the target
     route      names of the nodes it goes through, then the target; for logs and records
     tried      nodes that failed in the present attempt to connect
+    connected  the upstream was open and the client knew: what fails later is an end, not a refusal
+    packets    datagrams passed, both ways together
+    reason     why the flow went where it went, or was refused: one phrase for logs and explain
     """
 
     __slots__ = (
         "_sid",
         "client",
+        "connected",
         "error",
         "hash",
         "host",
@@ -87,6 +91,7 @@ class Flow:
         "labels",
         "meter",
         "network",
+        "packets",
         "reason",
         "route",
         "service",
@@ -125,6 +130,8 @@ class Flow:
         self.labels: Mapping[str, str] = {}
         self.error: BaseException | None = None
         self.reason = ""
+        self.packets = 0
+        self.connected = False
 
     @property
     def sid(self) -> str:

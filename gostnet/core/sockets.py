@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from .address import ANY, Endpoint, parse_ip
 from .datagrams import Datagram, Datagrams
 from .errors import ConfigError, ConnError, DialTimeout, KernelError, conn_error, dial_error
-from .hub import READABLE, WRITABLE, Hub, OnEvents, current_hub
+from .hub import READABLE, WRITABLE, OnEvents, current_hub
 from .stream import CHUNK, Buffer, Stream
 
 _NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -83,7 +83,7 @@ class Readiness:
                     writer.set_result(None)
 
     def register(self) -> None:
-        """Register with the hub unless that is done: the first wait does it, so a socket that never waits pays nothing."""
+        """Register with the hub unless that is done: the first wait does it, so who never waits pays nothing."""
         if not self._registered:
             if self.fd < 0:
                 raise ConnError("closed by this side")

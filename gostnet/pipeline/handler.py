@@ -1,0 +1,95 @@
+"""What handlers are given, and how every stream handler ends: forward()."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from ..core.contracts import Authenticator, Layer
+from ..core.egress import Egress
+from ..core.errors import NoRoute, ProtocolError
+from ..core.flow import Flow
+from ..core.log import Logger, quiet
+from ..core.stream import Stream
+from ..dataplane.relay import relay
+from .hop import Hop
+from .node import Node
+
+Accepted = Callable[[Stream], Awaitable[None]]
+"""Called with the upstream as soon as it is open: the place where a handler says yes to its client."""
+
+
+@dataclass(slots=True)
+class HandlerContext:
+    """What a handler is built with.
+
+    authenticator   None when no credentials are asked for
+    hop             the forwarder's targets; with one, a handler is in forward mode
+    tls             the TLS layer of handlers that speak TLS inside their dialogue (SOCKS5 methods 0x80 and 0x82)
+    """
+
+    service: str = ""
+    authenticator: Authenticator | None = None
+    hop: Hop | None = None
+    tls: Layer | None = None
+    log: Logger = field(default_factory=quiet)
+
+    def authenticate(self, flow: Flow, username: str, password: str) -> bool:
+        """Check credentials and note the client id on the flow; True where nobody has to prove anything."""
+        if self.authenticator is None:
+            return True
+        client_id = self.authenticator.authenticate(username, password, flow.client)
+        if client_id is None:
+            return False
+        flow.user = client_id
+        return True
+
+    def forward_node(self, flow: Flow) -> Node:
+        """Return the next target of the forwarder. Raise NoRoute when there is none."""
+        assert self.hop is not None
+        node = self.hop.select(flow, self.hop.nodes[0].address, _now()) if self.hop.nodes else None
+        if node is None:
+            raise NoRoute(f"{self.service}: no forward target is available")
+        return node
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def handshake_deadline(seconds: float, work: Awaitable[None]) -> None:
+    """Run a handler's dialogue under its deadline. Raise ProtocolError when it passes."""
+    try:
+        async with asyncio.timeout(seconds or None):
+            await work
+    except TimeoutError as exc:
+        raise ProtocolError(f"no request within {seconds:g}s") from exc
+
+
+async def forward(
+    flow: Flow, client: Stream, egress: Egress, accepted: Accepted | None = None, *, idle: float = 0.0
+) -> None:
+    """Open `flow.target`, tell the client, relay until both ends are done.
+
+    Raise DialError or PolicyDenied before anything was said to the client: the handler answers in its protocol.
+    The upstream is closed whatever happens; the client is the service's to close.
+    """
+    assert flow.target is not None
+    upstream = await egress.connect(flow, flow.target)
+    await relay_with(flow, client, upstream, accepted, idle=idle)
+
+
+async def relay_with(
+    flow: Flow, client: Stream, upstream: Stream, accepted: Accepted | None = None, *, idle: float = 0.0
+) -> None:
+    """Relay between `client` and an open `upstream`, which is closed whatever happens."""
+    try:
+        if accepted is not None:
+            await accepted(upstream)
+        flow.connected = True
+        await relay(flow, client, upstream, idle)
+    except BaseException:
+        upstream.abort()
+        raise
+    await upstream.aclose()

@@ -1,0 +1,196 @@
+"""A service: one listener, one handler, the policies between them. Accepts, admits, runs, records. Rows S01-S15."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from ..core.contracts import Handler, Policies, admitted
+from ..core.egress import Egress
+from ..core.errors import GostnetError, PolicyDenied
+from ..core.flow import Flow
+from ..core.log import DEBUG, INFO, Logger, quiet
+from ..core.tasks import Scope
+from .transport import AcceptError, Listener
+
+
+class State(Enum):
+    """What a service is doing."""
+
+    RUNNING = "running"
+    READY = "ready"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class Service:
+    """Runs connections from a listener through a handler.
+
+    flows      what is alive now, by id(): read by status and metrics
+    events     the last twenty state changes, as GOST's API shows them
+    """
+
+    HANDSHAKE = 15.0
+    """Seconds for the listener's layers."""
+
+    BACKOFF = (1.0, 2.0, 4.0, 5.0)
+    """Seconds after the first, second, ... failure to accept in a row (S11)."""
+
+    def __init__(
+        self,
+        name: str,
+        listener: Listener,
+        handler: Handler[Any],
+        egress: Egress,
+        policies: Policies | None = None,
+        log: Logger | None = None,
+    ) -> None:
+        self.name = name
+        self.listener = listener
+        self.handler = handler
+        self.egress = egress
+        self.policies = policies or Policies()
+        self.log = log or quiet()
+        self.state = State.RUNNING
+        self.flows: dict[int, Flow] = {}
+        self.events: deque[str] = deque(maxlen=20)
+        self.last_error: BaseException | None = None
+        self.total = 0
+        self._scope: Scope | None = None
+        self._on_state: Callable[[Service], None] | None = None
+
+    def _become(self, state: State, error: BaseException | None = None) -> None:
+        self.state = state
+        self.last_error = error
+        self.events.append(f"service {self.name} is {state.value}")
+
+    async def open(self) -> None:
+        """Bind the listener. Raise KernelError or ConfigError."""
+        await self.listener.source.open()
+
+    async def serve(self) -> None:
+        """Accept until cancelled. A failure to accept is waited out; connections never end the service."""
+        self._scope = Scope(self.name)
+        self._become(State.READY)
+        self.events.append(f"service {self.name} is listening on {self.listener.source.address}")
+        self.log.info(f"listening on {self.listener.source.address}/{self.listener.source.network}")
+        failures = 0
+        source = self.listener.source
+        try:
+            while True:
+                try:
+                    batch = await source.accept()
+                except (AcceptError, OSError) as exc:
+                    pause = self.BACKOFF[min(failures, len(self.BACKOFF) - 1)]
+                    failures += 1
+                    self._become(State.FAILED, exc)
+                    self.log.warn(f"accept: {exc}, retrying in {pause:g}s")
+                    await asyncio.sleep(pause)
+                    self._become(State.READY)
+                    continue
+                failures = 0
+                for flow, conn in batch:
+                    self._take(flow, conn)
+        finally:
+            self._become(State.CLOSED)
+
+    def _take(self, flow: Flow, conn: Any) -> None:
+        """Admit one accepted connection, or close it."""
+        policies = self.policies
+        flow.service = self.name
+        self.total += 1
+        if policies.admissions and not admitted(policies.admissions, flow.client):
+            self.log.debug(f"{flow.client} is not admitted", client=str(flow.client))
+            conn.abort()
+            return
+        slot = None
+        if policies.connections is not None:
+            slot = policies.connections.acquire(flow.client)
+            if slot is None:
+                self.log.info(f"{flow.client}: connection limit reached", client=str(flow.client))
+                conn.abort()
+                return
+        assert self._scope is not None
+        task = self._scope.start(self._run(flow, conn))
+        if slot is not None:
+            release = slot.release
+            task.add_done_callback(lambda _: release())
+
+    async def _run(self, flow: Flow, conn: Any) -> None:
+        """Serve one connection from its layers to its record. Swallows every error but a cancellation."""
+        flow.started = asyncio.get_running_loop().time()
+        self.flows[id(flow)] = flow
+        try:
+            if self.listener.layers:
+                async with asyncio.timeout(self.HANDSHAKE):
+                    conn = await self.listener.establish(flow, conn)
+            await self.handler.handle(flow, conn, self.egress)
+            await conn.aclose()
+        except asyncio.CancelledError:
+            conn.abort()
+            raise
+        except GostnetError as exc:
+            flow.error = exc
+            conn.abort()
+        except TimeoutError as exc:
+            flow.error = exc
+            conn.abort()
+        except Exception as exc:
+            # A fault of ours must not take the service along: it is reported, the others live on.
+            flow.error = exc
+            conn.abort()
+            self.log.error(f"{type(exc).__name__} while serving {flow.client}: {exc}", sid=flow.sid)
+        finally:
+            del self.flows[id(flow)]
+            if self.log.level <= INFO:
+                self._record(flow)
+
+    def _record(self, flow: Flow) -> None:
+        """Write the one line that says what became of a connection."""
+        if flow.target is None and flow.error is None and self.log.level > DEBUG:
+            return
+        fields: dict[str, Any] = {
+            "kind": "handler",
+            "client": str(flow.client),
+            "local": str(flow.ingress),
+            "sid": flow.sid,
+            "network": flow.network,
+        }
+        if flow.user:
+            fields["clientID"] = flow.user
+        if flow.target is not None:
+            fields["dst"] = str(flow.target)
+        if flow.host:
+            fields["host"] = flow.host
+        if flow.route:
+            fields["route"] = " > ".join(flow.route)
+        fields["duration"] = int((asyncio.get_running_loop().time() - flow.started) * 1e9)
+        fields["inputBytes"] = flow.meter.up
+        fields["outputBytes"] = flow.meter.down
+        if flow.labels:
+            fields["labels"] = dict(flow.labels)
+        target = flow.target or flow.ingress
+        if flow.error is not None:
+            fields["error"] = str(flow.error) or type(flow.error).__name__
+            fields["code"] = getattr(flow.error, "code", "error")
+        if flow.reason:
+            fields["reason"] = flow.reason
+        if flow.error is None or flow.connected:
+            self.log.info(f"{flow.client} >-< {target}", **fields)
+        elif isinstance(flow.error, PolicyDenied):
+            self.log.info(f"{flow.client} >! {target}", **fields)
+        else:
+            self.log.info(f"{flow.client} >< {target}", **fields)
+
+    async def drain(self, seconds: float) -> None:
+        """Let the connections end by themselves for `seconds`, then cancel the rest."""
+        if self._scope is not None:
+            await self._scope.drain(seconds)
+            await self._scope.cancel()
+
+    async def aclose(self) -> None:
+        """Close the listening socket; connections go on until `drain`."""
+        await self.listener.source.aclose()
