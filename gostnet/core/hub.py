@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import select
+import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -27,10 +28,25 @@ OnEvents: TypeAlias = Callable[[int], None]
 class Hub:
     """The epoll set of one loop. Not thread-safe: everything happens on the loop's thread."""
 
-    __slots__ = ("__weakref__", "_callbacks", "_closed", "_epoll", "_loop", "_ready", "_running_ready", "wakeups")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_closed",
+        "_epoll",
+        "_ready",
+        "_running_ready",
+        "deadlines",
+        "fiber",
+        "loop",
+        "wakeups",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
+        self.fiber: Any = None
+        """The fiber that runs at this moment (core.fiber)."""
+        self.deadlines: dict[float, Any] = {}
+        """The shared deadlines by duration (core.fiber)."""
         self._epoll = select.epoll(sizehint=1024)
         self._callbacks: dict[int, OnEvents] = {}
         self._closed: set[int] = set()
@@ -49,55 +65,79 @@ class Hub:
         self._callbacks[fd] = on_events
 
     def forget(self, fd: int) -> None:
-        """Stop watching `fd`. To be called before it is closed: the number may be reused at once."""
+        """Stop watching `fd`, which the caller closes right after: closing is what takes it out of the set.
+
+        The number may be reused at once, so events of it in the batch at hand are dropped.
+        """
         if self._callbacks.pop(fd, None) is not None:
-            # Events of this number that are still in the batch at hand belong to the socket that is gone.
             self._closed.add(fd)
-            try:
-                self._epoll.unregister(fd)
-            except OSError:
-                pass
 
     def call_ready(self, callback: Callable[[], None]) -> None:
         """Run `callback` in the loop's next turn: how a pump that used up its budget yields to the others."""
         self._ready.append(callback)
         if not self._running_ready:
             self._running_ready = True
-            self._loop.call_soon(self._run_ready)
+            self.loop.call_soon(self._run_ready)
 
     def close(self) -> None:
         """Close the epoll set; sockets that are still registered belong to their owners."""
         if not self._epoll.closed:
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._epoll.fileno())
+            if not self.loop.is_closed():
+                self.loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
         self._callbacks.clear()
-        _hubs.pop(self._loop, None)
+        _hubs.pop(self.loop, None)
 
     def _drain(self) -> None:
         self.wakeups += 1
         closed = self._closed
         closed.clear()
         callbacks = self._callbacks
-        for fd, events in self._epoll.poll(0, _BATCH):
-            if closed and fd in closed:
-                continue
-            on_events = callbacks.get(fd)
-            if on_events is not None:
-                on_events(events)
+        _active.hub = self
+        try:
+            for fd, events in self._epoll.poll(0, _BATCH):
+                if closed and fd in closed:
+                    continue
+                on_events = callbacks.get(fd)
+                if on_events is not None:
+                    on_events(events)
+        finally:
+            _active.hub = None
 
     def _run_ready(self) -> None:
         self._running_ready = False
         ready = self._ready
-        for _ in range(len(ready)):
-            ready.popleft()()
+        _active.hub = self
+        try:
+            for _ in range(len(ready)):
+                ready.popleft()()
+        finally:
+            _active.hub = None
+            if ready and not self._running_ready:
+                self._running_ready = True
+                self.loop.call_soon(self._run_ready)
 
 
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = WeakKeyDictionary()
 
 
+class _Active(threading.local):
+    """The hub whose callbacks this thread runs at the moment."""
+
+    hub: Hub | None = None
+
+
+_active: Final = _Active()
+
+
 def current_hub() -> Hub:
-    """Return the hub of the running loop, made on first use."""
+    """Return the hub of the running loop, made on first use.
+
+    Inside the hub's own callbacks the loop is not asked: CPython 3.11 makes a system call (getpid) of that question.
+    """
+    hub = _active.hub
+    if hub is not None:
+        return hub
     loop = asyncio.get_running_loop()
     hub = _hubs.get(loop)
     if hub is None:

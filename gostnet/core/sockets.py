@@ -5,18 +5,19 @@ This is the border at which `OSError` becomes one of our errors.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from select import EPOLLERR, EPOLLHUP
 
 from .address import ANY, Endpoint, parse_ip
 from .datagrams import Datagram, Datagrams
 from .errors import ConfigError, ConnError, DialTimeout, KernelError, conn_error, dial_error
-from .hub import READABLE, WRITABLE, OnEvents, current_hub
+from .fiber import Fiber, Waker
+from .hub import READABLE, WRITABLE, Hub, OnEvents, current_hub
 from .stream import CHUNK, Buffer, Stream
 
 _NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -54,33 +55,34 @@ DEFAULT_KEEPALIVE = Keepalive()
 class Readiness:
     """One non-blocking socket and its single registration: who waits to read, who waits to write.
 
-    It owns the descriptor: `release` forgets, closes, and wakes whoever still waits with an error.
+    It owns the descriptor: `release` forgets, closes, and wakes whoever still waits; the operation it repeats then
+    finds the socket closed and raises.
     """
 
-    __slots__ = ("_reader", "_registered", "_writer", "fd", "hub", "sock")
+    __slots__ = ("_reader", "_registered", "_writer", "events", "fd", "hub", "sock")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, hub: Hub | None = None) -> None:
         self.sock = sock
         self.fd = sock.fileno()
-        self.hub = current_hub()
+        self.hub = hub or current_hub()
+        self.events = 0
         self._registered = False
-        self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
+        self._reader: Fiber | Waker | None = None
+        self._writer: Fiber | Waker | None = None
 
     def on_events(self, events: int) -> None:
         """Wake the waiters that the epoll bits concern."""
+        self.events = events
         if events & READABLE:
             reader = self._reader
             if reader is not None:
                 self._reader = None
-                if not reader.done():
-                    reader.set_result(None)
+                reader.wake()
         if events & WRITABLE:
             writer = self._writer
             if writer is not None:
                 self._writer = None
-                if not writer.done():
-                    writer.set_result(None)
+                writer.wake()
 
     def register(self) -> None:
         """Register with the hub unless that is done: the first wait does it, so who never waits pays nothing."""
@@ -92,21 +94,46 @@ class Readiness:
 
     async def readable(self) -> None:
         """Wait for the edge that follows an EAGAIN of a read."""
-        if self._reader is not None and not self._reader.done():
+        if self._reader is not None:
             raise RuntimeError("two tasks read the same socket")
-        future = self._reader = asyncio.get_running_loop().create_future()
         if not self._registered:
             self.register()
-        await future
+        fiber = self.hub.fiber
+        if fiber is not None:
+            self._reader = fiber
+            await fiber.park(self)
+            return
+        waker = self._reader = Waker(self.hub.loop.create_future())
+        try:
+            await waker.future
+        finally:
+            if self._reader is waker:
+                self._reader = None
 
     async def writable(self) -> None:
         """Wait for the edge that follows an EAGAIN of a write, or a connect in progress."""
-        if self._writer is not None and not self._writer.done():
+        if self._writer is not None:
             raise RuntimeError("two tasks write the same socket")
-        future = self._writer = asyncio.get_running_loop().create_future()
         if not self._registered:
             self.register()
-        await future
+        fiber = self.hub.fiber
+        if fiber is not None:
+            self._writer = fiber
+            await fiber.park(self)
+            return
+        waker = self._writer = Waker(self.hub.loop.create_future())
+        try:
+            await waker.future
+        finally:
+            if self._writer is waker:
+                self._writer = None
+
+    def leave(self, fiber: Fiber) -> None:
+        """Forget a fiber that is cancelled while it waits here."""
+        if self._reader is fiber:
+            self._reader = None
+        if self._writer is fiber:
+            self._writer = None
 
     def claim(self, on_events: OnEvents) -> int:
         """Give the socket's events to an engine and return its descriptor; `unclaim` gives them back."""
@@ -129,8 +156,8 @@ class Readiness:
         self.fd = -1
         self.sock.close()
         for waiter in (self._reader, self._writer):
-            if waiter is not None and not waiter.done():
-                waiter.set_exception(ConnError("closed by this side"))
+            if waiter is not None:
+                waiter.wake_later()
         self._reader = self._writer = None
 
 
@@ -142,11 +169,15 @@ class SocketStream(Stream):
 
     __slots__ = ("_eof_sent", "_sock", "readiness", "received", "sent")
 
-    def __init__(self, sock: socket.socket, local: Endpoint = ANY, remote: Endpoint = ANY) -> None:
+    def __init__(
+        self, sock: socket.socket, local: Endpoint = ANY, remote: Endpoint = ANY, hub: Hub | None = None
+    ) -> None:
         """Take a connected, non-blocking socket; it is ours to close from now on."""
-        Stream.__init__(self, local, remote)
+        self.local = local
+        self.remote = remote
+        self._head = b""
         self._sock = sock
-        self.readiness = Readiness(sock)
+        self.readiness = Readiness(sock, hub)
         self.received = 0
         self.sent = 0
         self._eof_sent = False
@@ -236,18 +267,14 @@ class SocketStream(Stream):
 
     async def wait_connected(self, where: Endpoint) -> None:
         """Wait until a connect in progress has ended. Raise DialError."""
-        while True:
-            await self.readiness.writable()
+        readiness = self.readiness
+        while not readiness.events & WRITABLE:
+            await readiness.writable()
+        if readiness.events & (EPOLLERR | EPOLLHUP):
             code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise dial_error(OSError(code, os.strerror(code)), where)
-            try:
-                self._sock.getpeername()
-            except OSError as exc:  # a stale event: still in progress
-                if exc.errno != 107:
-                    raise dial_error(exc, where) from exc
-            else:
-                return
+            # Connected and hung up in one edge: what it had to say, and its end, are still to be read.
 
 
 class UdpSocket(Datagrams):

@@ -9,23 +9,42 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from .fiber import Fiber, deadline
 from .hub import current_hub
 
 T = TypeVar("T")
+
+__all__ = ["Fiber", "Scope", "deadline", "first_done", "in_thread", "run", "together"]
 
 
 class Scope:
     """A set of tasks with one end. Tasks report their own errors; what escapes goes to the loop's handler."""
 
-    __slots__ = ("_loop", "_tasks", "name")
+    __slots__ = ("_fibers", "_loop", "_tasks", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._fibers: set[Fiber] = set()
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + len(self._fibers)
+
+    def launch(self, work: Coroutine[Any, Any, None]) -> Fiber:
+        """Start `work` as a fiber of this scope: for connections, whose every wait is for a socket."""
+        fiber = Fiber(work, self.name)
+        self._fibers.add(fiber)
+        fiber.add_done_callback(self._fiber_done)
+        return fiber
+
+    def _fiber_done(self, fiber: Fiber) -> None:
+        self._fibers.discard(fiber)
+        if fiber.error is not None:
+            self._report(fiber.name, fiber.error)
+
+    def _report(self, name: str, error: BaseException) -> None:
+        self._loop.call_exception_handler({"message": f"task {name!r} of {self.name!r} failed", "exception": error})
 
     def start(self, work: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
         """Start `work` as a task of this scope."""
@@ -37,24 +56,42 @@ class Scope:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._loop.call_exception_handler(
-                {"message": f"task {task.get_name()!r} of {self.name!r} failed", "exception": error, "task": task}
-            )
+            self._report(task.get_name(), error)
 
     async def drain(self, seconds: float) -> int:
-        """Wait until all tasks have ended, at most `seconds`; return how many are left."""
-        if self._tasks and seconds > 0:
-            await asyncio.wait(set(self._tasks), timeout=seconds)
-        return len(self._tasks)
+        """Wait until everything has ended, at most `seconds`; return how much is left."""
+        if len(self) and seconds > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._empty()
+            except TimeoutError:
+                pass
+        return len(self)
 
     async def cancel(self) -> None:
         """Cancel what is left and wait for it to end."""
-        while self._tasks:
-            tasks = set(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            await asyncio.sleep(0)
+        while len(self):
+            everything: set[Any] = {*self._tasks, *self._fibers}
+            for item in everything:
+                item.cancel()
+            await self._empty(once=True)
+
+    async def _empty(self, once: bool = False) -> None:
+        """Wait until what is here now has ended; and what came meanwhile too, unless `once`."""
+        while len(self):
+            ended = self._loop.create_future()
+            left: set[Any] = {*self._tasks, *self._fibers}
+
+            def gone(item: Any, left: set[Any] = left, ended: asyncio.Future[None] = ended) -> None:
+                left.discard(item)
+                if not left and not ended.done():
+                    ended.set_result(None)
+
+            for item in tuple(left):
+                item.add_done_callback(gone)
+            await ended
+            if once:
+                return
 
 
 async def together(*works: Coroutine[Any, Any, Any]) -> None:

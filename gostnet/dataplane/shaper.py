@@ -37,6 +37,6 @@ async def granted(shapers: Sequence[Shaper], wanted: int) -> int:
     """Wait until at least one byte may move; return how many of `wanted` do."""
     allowed = grant(shapers, wanted)
     while not allowed:
-        await asyncio.sleep(delay(shapers))  # noqa: ASYNC110 - tokens come with time, nobody signals them
+        await asyncio.sleep(delay(shapers))
         allowed = grant(shapers, wanted)
     return allowed

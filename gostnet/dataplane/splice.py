@@ -16,7 +16,8 @@ import socket
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from ..core.errors import IdleTimeout, conn_error
+from ..core.errors import GostnetError, IdleTimeout, conn_error
+from ..core.fiber import Gate
 from ..core.flow import Flow, Meter, Shaper
 from ..core.hub import READABLE, Hub
 from ..core.sockets import SocketStream
@@ -25,7 +26,7 @@ from . import shaper as limits
 PIPE_SIZE = 262144
 """Bytes: 64 KiB halves the rate, 1 MiB gains nothing and exhausts pipe-user-pages-soft sooner (measured)."""
 
-SMALL = 65536
+SMALL = 16384
 """Bytes of one recv. A read that fills it says bulk."""
 
 BUDGET = 12
@@ -154,8 +155,10 @@ class _Half:
         """Whether bytes wait for room in the sink."""
         return bool(self.in_pipe or self.rest)
 
-    def pump(self) -> bool:
+    def pump(self, last: bool) -> bool:
         """Move bytes until something blocks or the direction ends; return True if the budget ended it.
+
+        `last` says that the other direction has ended: closing the sockets, which follows, sends the FIN.
 
         Raise OSError when the source broke; a sink that breaks only ends this direction.
         """
@@ -172,7 +175,9 @@ class _Half:
                     self.stop()
                     return False
             if self.eof:
-                self._shut()
+                self.stop()
+                if not last:
+                    self._shut()
                 return False
             if not self.try_read or self.paused:
                 return False
@@ -233,7 +238,6 @@ class _Half:
         return len(self.rest)
 
     def _shut(self) -> None:
-        self.stop()
         try:
             self.sink.sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
@@ -255,9 +259,22 @@ class _Half:
 
 
 class _Pair:
-    """Two halves, the events of both sockets, and one future for the end of it all."""
+    """Two halves, the events of both sockets, and one gate that opens at the end of it all."""
 
-    __slots__ = ("_end", "_hub", "_idle", "_queued", "_seen", "_timers", "client", "down", "meter", "up", "upstream")
+    __slots__ = (
+        "_error",
+        "_gate",
+        "_hub",
+        "_idle",
+        "_queued",
+        "_seen",
+        "_timers",
+        "client",
+        "down",
+        "meter",
+        "up",
+        "upstream",
+    )
 
     def __init__(self, flow: Flow, client: SocketStream, upstream: SocketStream, idle: float) -> None:
         hub = client.readiness.hub
@@ -273,7 +290,8 @@ class _Pair:
         self._seen = -1
         self._queued = False
         self._timers: list[asyncio.TimerHandle] = []
-        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gate = Gate(hub)
+        self._error: GostnetError | None = None
 
     async def run(self) -> None:
         """Join the sockets until both directions have ended. Raise ConnError."""
@@ -283,7 +301,7 @@ class _Pair:
             if self._idle:
                 self._watch()
             self._go()
-            await self._end
+            await self._gate.wait()
         finally:
             self.up.stop()
             self.down.stop()
@@ -291,6 +309,8 @@ class _Pair:
                 timer.cancel()
             self.client.readiness.unclaim()
             self.upstream.readiness.unclaim()
+        if self._error is not None:
+            raise self._error
         failed = self.up.failed or self.down.failed
         if failed is not None:
             raise conn_error(failed)
@@ -311,14 +331,14 @@ class _Pair:
 
     def _go(self) -> None:
         """Pump both directions; end the pair when it is over."""
-        if self._end.done():
+        if self._gate.is_open:
             return
         more = False
         try:
             for half, other in ((self.up, self.down), (self.down, self.up)):
                 if half.done:
                     continue
-                if half.pump():
+                if half.pump(other.done):
                     more = True
                 if half.paused:
                     self._resume_later(half)
@@ -326,13 +346,18 @@ class _Pair:
                     # The sink is dead: its own last words, if any, are read to the end, which comes by itself.
                     other.try_read = other.hung_up = more = True
         except OSError as exc:
-            self._end.set_exception(conn_error(exc))
+            self._fail(conn_error(exc))
             return
         if self.up.done and self.down.done:
-            self._end.set_result(None)
+            self._gate.open()
         elif more and not self._queued:
             self._queued = True
             self._hub.call_ready(self._again)
+
+    def _fail(self, error: GostnetError) -> None:
+        if not self._gate.is_open:
+            self._error = error
+            self._gate.open()
 
     def _again(self) -> None:
         self._queued = False
@@ -352,8 +377,7 @@ class _Pair:
         """End the pair when no byte has moved for `idle` seconds; looks twice per period."""
         moved = self.meter.up + self.meter.down
         if moved == self._seen:
-            if not self._end.done():
-                self._end.set_exception(IdleTimeout(f"idle for {self._idle:g}s"))
+            self._fail(IdleTimeout(f"idle for {self._idle:g}s"))
             return
         self._seen = moved
         self._timers[:] = [asyncio.get_running_loop().call_later(self._idle, self._watch)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +11,7 @@ from ..core.datagrams import Datagrams
 from ..core.egress import Egress
 from ..core.errors import GostnetError
 from ..core.flow import Flow
+from ..core.hub import current_hub
 from ..core.stream import Stream
 from .hop import Hop
 from .node import Marker, Node, NodeEgress
@@ -43,7 +43,7 @@ class Route:
         """
         below: Stream | None = None
         egress: NodeEgress | None = None
-        clock = asyncio.get_running_loop().time
+        clock = current_hub().loop.time
         for node in self.nodes:
             lower: Egress = node.direct or self._direct if egress is None else _Carried(egress, below)
             egress = NodeEgress(node, lower)

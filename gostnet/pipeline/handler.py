@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -10,8 +9,10 @@ from ..core.contracts import Authenticator, Layer
 from ..core.egress import Egress
 from ..core.errors import NoRoute, ProtocolError
 from ..core.flow import Flow
+from ..core.hub import current_hub
 from ..core.log import Logger, quiet
 from ..core.stream import Stream
+from ..core.tasks import deadline
 from ..dataplane.relay import relay
 from .hop import Hop
 from .node import Node
@@ -55,13 +56,13 @@ class HandlerContext:
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    return current_hub().loop.time()
 
 
 async def handshake_deadline(seconds: float, work: Awaitable[None]) -> None:
     """Run a handler's dialogue under its deadline. Raise ProtocolError when it passes."""
     try:
-        async with asyncio.timeout(seconds or None):
+        async with deadline(seconds):
             await work
     except TimeoutError as exc:
         raise ProtocolError(f"no request within {seconds:g}s") from exc

@@ -13,8 +13,10 @@ from ..core.datagrams import Datagrams
 from ..core.egress import Egress
 from ..core.errors import BypassDenied, DialRefused, DialTimeout, GostnetError, PolicyDenied, UpstreamRejected
 from ..core.flow import Flow, Shapers
+from ..core.hub import current_hub
 from ..core.log import Logger, quiet
 from ..core.stream import Stream
+from ..core.tasks import deadline
 from . import chain
 from .node import resolved
 
@@ -110,7 +112,7 @@ class ServiceRouter:
     ) -> T:
         route: chain.Route | None = None
         try:
-            async with asyncio.timeout(self.timeout):
+            async with deadline(self.timeout):
                 where = target or Endpoint("", 0)
                 if target is not None and (self.hosts is not None or self.resolver is not None):
                     where = await resolved(target, self.hosts, self.resolver)
@@ -119,12 +121,12 @@ class ServiceRouter:
                         self._refuse_bypassed(flow, where)
                 way: Egress = self.direct
                 if self.chains is not None:
-                    route = self.chains.route(flow, where, asyncio.get_running_loop().time())
+                    route = self.chains.route(flow, where, current_hub().loop.time())
                     if route is not None:
                         way = route
                         flow.route = tuple(f"{node.name}@{node.address}" for node in route.nodes)
                 return await reach(way, where)
         except TimeoutError as exc:
             if route is not None:
-                route.blame(flow, asyncio.get_running_loop().time())
+                route.blame(flow, current_hub().loop.time())
             raise DialTimeout(f"{target or 'association'}: no answer within {self.timeout:g}s") from exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -13,7 +14,7 @@ from ..core.egress import Egress
 from ..core.errors import GostnetError, PolicyDenied
 from ..core.flow import Flow
 from ..core.log import DEBUG, INFO, Logger, quiet
-from ..core.tasks import Scope
+from ..core.tasks import Scope, deadline
 from .transport import AcceptError, Listener
 
 
@@ -60,7 +61,7 @@ class Service:
         self.last_error: BaseException | None = None
         self.total = 0
         self._scope: Scope | None = None
-        self._on_state: Callable[[Service], None] | None = None
+        self._now: Callable[[], float] = time.monotonic
 
     def _become(self, state: State, error: BaseException | None = None) -> None:
         self.state = state
@@ -74,6 +75,7 @@ class Service:
     async def serve(self) -> None:
         """Accept until cancelled. A failure to accept is waited out; connections never end the service."""
         self._scope = Scope(self.name)
+        self._now = asyncio.get_running_loop().time
         self._become(State.READY)
         self.events.append(f"service {self.name} is listening on {self.listener.source.address}")
         self.log.info(f"listening on {self.listener.source.address}/{self.listener.source.network}")
@@ -114,18 +116,18 @@ class Service:
                 conn.abort()
                 return
         assert self._scope is not None
-        task = self._scope.start(self._run(flow, conn))
+        fiber = self._scope.launch(self._run(flow, conn))
         if slot is not None:
             release = slot.release
-            task.add_done_callback(lambda _: release())
+            fiber.add_done_callback(lambda _: release())
 
     async def _run(self, flow: Flow, conn: Any) -> None:
         """Serve one connection from its layers to its record. Swallows every error but a cancellation."""
-        flow.started = asyncio.get_running_loop().time()
+        flow.started = self._now()
         self.flows[id(flow)] = flow
         try:
             if self.listener.layers:
-                async with asyncio.timeout(self.HANDSHAKE):
+                async with deadline(self.HANDSHAKE):
                     conn = await self.listener.establish(flow, conn)
             await self.handler.handle(flow, conn, self.egress)
             await conn.aclose()
@@ -167,7 +169,7 @@ class Service:
             fields["host"] = flow.host
         if flow.route:
             fields["route"] = " > ".join(flow.route)
-        fields["duration"] = int((asyncio.get_running_loop().time() - flow.started) * 1e9)
+        fields["duration"] = int((self._now() - flow.started) * 1e9)
         fields["inputBytes"] = flow.meter.up
         fields["outputBytes"] = flow.meter.down
         if flow.labels:
