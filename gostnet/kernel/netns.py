@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -208,15 +209,20 @@ def _prepare_directory(operation: str) -> None:
         DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as exc:
         raise _error(operation, exc.errno or 0) from exc
-    target = os.fsencode(DIRECTORY)
-    flags = _MS_SHARED | _MS_REC
-    if _libc.mount(b"", target, b"none", flags, None) == 0:
-        return
-    number = ctypes.get_errno()
-    if number != errno.EINVAL:  # EINVAL: the directory is no mount point yet
-        raise _error(operation, number)
-    _mount(DIRECTORY, DIRECTORY, _MS_BIND | _MS_REC, operation)
-    _mount("", DIRECTORY, flags, operation)
+    # Locked as iproute2 locks it: two first users at once would mount the directory twice.
+    descriptor = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        flags = _MS_SHARED | _MS_REC
+        if _libc.mount(b"", os.fsencode(DIRECTORY), b"none", flags, None) == 0:
+            return
+        number = ctypes.get_errno()
+        if number != errno.EINVAL:  # EINVAL: the directory is no mount point yet
+            raise _error(operation, number)
+        _mount(DIRECTORY, DIRECTORY, _MS_BIND | _MS_REC, operation)
+        _mount("", DIRECTORY, flags, operation)
+    finally:
+        os.close(descriptor)
 
 
 def _mount(source: str | Path, target: Path, flags: int, operation: str) -> None:
