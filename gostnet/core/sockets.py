@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ECONNREFUSED
 from select import EPOLLERR, EPOLLHUP
 
 from .address import ANY, Endpoint, parse_ip
@@ -343,25 +344,38 @@ class UdpSocket(Datagrams):
                 await self._send_one(datagram.data, datagram.peer)
 
     async def _send_one(self, data: Buffer, peer: Endpoint) -> None:
-        for last in (False, True):
+        if not self._try_send(data, peer):
+            await self.readiness.writable()
+            if not self._try_send(data, peer):
+                self.dropped += 1
+
+    def _try_send(self, data: Buffer, peer: Endpoint) -> bool:
+        """Send one datagram; False if the socket is full. One that cannot be sent at all counts as dropped."""
+        for _ in range(2):
             try:
                 if self._connected is not None:
                     self._sock.send(data)
                 else:
                     self._sock.sendto(data, self.sockaddr(peer))
             except (BlockingIOError, InterruptedError):
-                if last:
-                    break
-                await self.readiness.writable()
-            except OSError as exc:
+                return False
+            except (OSError, OverflowError, ValueError) as exc:
                 if self.readiness.fd < 0:
                     raise ConnError("closed by this side") from exc
-                if last or exc.errno != 111:  # a pending ECONNREFUSED of an earlier datagram: this one was not sent
-                    break
+                if getattr(exc, "errno", 0) == ECONNREFUSED:
+                    continue  # the pending error of an earlier datagram; this one has not been sent yet
+                break
             else:
                 self.sent += len(data)
-                return
+                return True
         self.dropped += 1
+        return True
+
+    def send_now(self, batch: Sequence[Datagram]) -> None:
+        """Send without waiting: what does not fit is dropped."""
+        for datagram in batch:
+            if not self._try_send(datagram.data, datagram.peer):
+                self.dropped += 1
 
     def sockaddr(self, peer: Endpoint) -> tuple[str, int]:
         """Return `peer`, an IP address, in the form that this socket's family takes."""

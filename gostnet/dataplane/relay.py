@@ -22,6 +22,7 @@ def leaf(stream: Stream) -> Stream:
 async def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0) -> None:
     """Move bytes both ways until both ends have said their last, then return; half-close is kept without a time limit.
 
+    The caller closes both streams right after: the last direction to end leaves its FIN to that.
     `flow` gives shapers and taps and takes the exact counts. Raise ConnError when a side broke (both are then reset,
     so that neither takes a cut answer for a whole one), IdleTimeout after `idle` seconds without a byte.
     """

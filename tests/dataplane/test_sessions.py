@@ -1,0 +1,110 @@
+"""Sessions of a shared datagram socket."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gostnet.core.address import Endpoint
+from gostnet.core.datagrams import Datagram
+from gostnet.core.flow import Flow
+from gostnet.core.sockets import open_udp
+from gostnet.core.tasks import Scope, run
+from gostnet.dataplane.sessions import Sessions
+from gostnet.transports.udp import UdpOptions, UdpSource
+
+PEER = Endpoint("192.0.2.1", 1000)
+HERE = Endpoint("192.0.2.9", 53)
+
+
+def test_a_full_queue_drops_the_new_and_keeps_the_old() -> None:
+    async def main() -> None:
+        sessions: Sessions[int] = Sessions(ttl=10, queue_size=2)
+        session = sessions.open(1, PEER, HERE, lambda batch: None)
+        assert [session.offer(Datagram(bytes([n]), PEER)) for n in range(3)] == [True, True, False]
+        assert [datagram.data for datagram in await session.receive()] == [b"\0", b"\1"]
+        sessions.close()
+
+    run(main())
+
+
+def test_an_idle_session_ends_and_a_used_one_does_not() -> None:
+    async def main() -> None:
+        sessions: Sessions[int] = Sessions(ttl=0.1)
+        idle = sessions.open(1, PEER, HERE, lambda batch: None)
+        used = sessions.open(2, PEER, HERE, lambda batch: None)
+        for _ in range(8):
+            await asyncio.sleep(0.025)
+            assert sessions.find(2) is used
+        assert list(await idle.receive()) == []
+        assert idle.ended
+        assert not used.ended
+        assert len(sessions) == 1
+        sessions.close()
+
+    run(main())
+
+
+def test_the_table_is_bounded_by_ending_who_is_idle_longest() -> None:
+    async def main() -> None:
+        sessions: Sessions[int] = Sessions(ttl=10, limit=2)
+        first = sessions.open(1, PEER, HERE, lambda batch: None)
+        second = sessions.open(2, PEER, HERE, lambda batch: None)
+        assert sessions.find(1) is first
+        sessions.open(3, PEER, HERE, lambda batch: None)
+        assert second.ended
+        assert not first.ended
+        sessions.close()
+
+    run(main())
+
+
+def test_udp_source_gives_each_peer_a_session_and_survives_odd_datagrams() -> None:
+    async def main() -> None:
+        source = UdpSource(Endpoint("127.0.0.1", 0), UdpOptions(keepalive=True))
+        await source.open()
+        scope = Scope("test")
+        flows: list[Flow] = []
+
+        async def serve() -> None:
+            while True:
+                for flow, session in await source.accept():
+                    flows.append(flow)
+                    scope.start(echo(session))
+
+        async def echo(session: object) -> None:
+            while batch := await session.receive():  # type: ignore[attr-defined]
+                await session.send(batch)  # type: ignore[attr-defined]
+
+        scope.start(serve())
+        clients = [open_udp(source.address) for _ in range(3)]
+        for client in clients:
+            for payload in (b"", b"x", b"y" * 9000):
+                await client.send([Datagram(payload, source.address)])
+                (answer,) = await client.receive()
+                assert answer.data == payload
+        assert [flow.client for flow in flows] == [client.local for client in clients]
+        for client in clients:
+            client.abort()
+        await scope.cancel()
+        source.abort()
+
+    run(main())
+
+
+def test_without_keepalive_a_session_ends_after_one_reply() -> None:
+    async def main() -> None:
+        source = UdpSource(Endpoint("127.0.0.1", 0), UdpOptions())
+        await source.open()
+        client = open_udp(source.address)
+        for payload in (b"one", b"two"):
+            await client.send([Datagram(payload, source.address)])
+            ((_, session),) = await source.accept()
+            batch = await session.receive()
+            assert [datagram.data for datagram in batch] == [payload]
+            await session.send(batch)
+            assert list(await session.receive()) == []
+            assert (await client.receive())[0].data == payload
+        client.abort()
+        source.abort()
+
+    run(main())
