@@ -114,7 +114,7 @@ class _YamlReader:
         if isinstance(event, yaml.ScalarEvent):
             place = self._at(event)
             self._count_one(place)
-            scalar = Scalar(self._value(event, place), place)
+            scalar = Scalar(self._value(event, place), place, event.value)
             if event.anchor:
                 self._anchors[event.anchor] = (scalar, 1)
             return scalar

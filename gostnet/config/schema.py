@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Annotated, Any, Final, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from ..core.options import Seconds
+from .tree import Positions
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Section")
@@ -843,6 +844,7 @@ class Config(Section):
     api: API | None = item(None)
     metrics: Metrics | None = item(None)
     kill_switch: bool = item(False)
+    positions: Positions = field(default_factory=Positions, compare=False, repr=False)
 
 
 # ---- what the decoder, the output and the checks know of a class -----------------------------------------------------

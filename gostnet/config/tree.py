@@ -38,10 +38,11 @@ NOWHERE = Place(Source("gostnet", "environment"))
 
 @dataclass(slots=True)
 class Scalar:
-    """A leaf."""
+    """A leaf; `text` is how it was written where that is not evident from the value."""
 
     value: ScalarValue
     place: Place
+    text: str = ""
 
 
 @dataclass(slots=True)

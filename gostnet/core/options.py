@@ -7,7 +7,7 @@
         mux: Mux = group(Mux, version=2)
 
 Keys are compared without case; of several names of one option the first that exists counts. Groups are embedded:
-their keys are keys of the class that embeds them.
+their keys are keys of the class that embeds them. A class with a method `validate` checks more than types.
 """
 
 from __future__ import annotations
@@ -18,7 +18,21 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from .errors import ConfigError
 from .suggest import did_you_mean
@@ -68,6 +82,14 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message
+
+
+@runtime_checkable
+class Validated(Protocol):
+    """An options class or group that checks more than types."""
+
+    def validate(self) -> Iterable[tuple[str, str]]:
+        """Yield (key, message) for every value that cannot be used; called by `bind_options` for each instance."""
 
 
 class Unusable(ValueError):
@@ -397,7 +419,7 @@ def bind_options(
     as no value.
     """
     found: list[Problem] = [] if problems is None else problems
-    by_key = {key.lower(): (key, value) for key, value in raw.items()}
+    by_key = {key.lower(): value for key, value in raw.items()}
     made = _bind(options, "", None, by_key, path, set() if used is None else used, found)
     if problems is None and found:
         raise ConfigError(found[0].path, found[0].message, code=found[0].code)
@@ -408,7 +430,7 @@ def _bind(
     options: type[Any],
     prefix: str,
     defaults: Any,
-    raw: Mapping[str, tuple[str, Any]],
+    raw: Mapping[str, Any],
     path: str,
     used: set[str],
     problems: list[Problem],
@@ -421,11 +443,13 @@ def _bind(
             values[item.name] = _bind(item.spec.group, below, default, raw, path, used, problems)
             continue
         values[item.name] = default
-        present = [name.lower() for name in item.names(prefix) if name.lower() in raw]
-        used.update(present)
+        present = [name for name in item.names(prefix) if name.lower() in raw]
+        used.update(name.lower() for name in present)
         if not present:
             continue
-        key, value = raw[present[0]]
+        # The documented spelling, since the one in the file is lost where GOST folds the case of keys.
+        key = present[0]
+        value = raw[key.lower()]
         if value is None:
             continue
         problem = ""
@@ -437,7 +461,11 @@ def _bind(
             problem = f"{_shown(item, value)} is not one of {exc}"
         if problem:
             problems.append(Problem(f"{path}.{key}" if path else key, problem))
-    return options(**values)
+    made = options(**values)
+    if isinstance(made, Validated):
+        for key, message in made.validate():
+            problems.append(Problem(f"{path}.{prefix}{key}" if path else prefix + key, message))
+    return made
 
 
 class _NotAChoice(Exception):
