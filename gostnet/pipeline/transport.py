@@ -7,7 +7,7 @@ other end. Layers run in the connection's own task, so a slow handshake never ho
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -88,6 +88,25 @@ class Listener:
             conn.abort()
             raise
         return conn
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerContext:
+    """What a listener is built with besides its address and options.
+
+    path    its place in the configuration, for messages
+    tls     makes the server side of TLS from the listener's certificates; called by stacks that have such a layer
+    """
+
+    service: str
+    path: str = ""
+    netns: str = ""
+    tls: Callable[[], Layer] | None = None
+
+    def tls_layer(self) -> Layer:
+        """Return the TLS layer. Raise ConfigError for bad certificates."""
+        assert self.tls is not None
+        return self.tls()
 
 
 class Dialer(Protocol):

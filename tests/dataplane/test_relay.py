@@ -241,9 +241,9 @@ def test_the_last_words_of_a_server_that_stopped_listening_are_delivered(engine:
 @ENGINES
 def test_cancelling_leaves_no_descriptor(engine: str) -> None:
     async def main() -> None:
-        rig = Rig(engine)
         pool = pipe_pool(current_hub())
         before = descriptors()
+        rig = Rig(engine)
         scope = Scope("test")
         scope.start(rig.run())
         with pytest.raises(TimeoutError):
@@ -253,8 +253,8 @@ def test_cancelling_leaves_no_descriptor(engine: str) -> None:
         await scope.cancel()
         assert pool.out == 0
         pool.close()
-        assert descriptors() == before
         rig.close()
+        assert descriptors() == before
 
     run(main())
 

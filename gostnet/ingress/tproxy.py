@@ -1,0 +1,277 @@
+"""Captured UDP: the listener `redu`, by TPROXY.
+
+Answers leave by a raw socket with the original destination as their source. No socket is ever bound to that address:
+another process may hold its port (a local name server on 53), or want it later.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from ..core.address import Endpoint
+from ..core.datagrams import Datagram, Datagrams
+from ..core.errors import ConnError, KernelError
+from ..core.flow import Flow
+from ..core.options import Bytes, Seconds, group, opt
+from ..core.registry import register
+from ..core.resources import MARK_OWN, Resource
+from ..core.sockets import ListenOptions, Readiness, enlarge_buffers, listen_udp, make_socket
+from ..dataplane.sessions import Session, Sessions
+from ..pipeline.transport import Listener, ListenerContext, Source
+from ..wire.ip import ipv4_packets, ipv6_packets, udp_payload
+from .capture import CaptureOptions, CaptureRequest
+
+IP_RECVORIGDSTADDR = 20
+IPV6_RECVORIGDSTADDR = 74
+BATCH = 64
+"""Datagrams per wake-up."""
+
+MIN_MTU = 1280
+"""Bytes: fragments of this size pass any IPv6 link and, in practice, any IPv4 one."""
+
+Pair = tuple[Endpoint, Endpoint]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduOptions:
+    """Options of the listener for captured UDP (transports 9)."""
+
+    ttl: Seconds = opt(30.0, "Idle time after which a flow ends.")
+    read_buffer_size: Bytes = opt(65535, "Accepted for compatibility; datagrams are never cut.")
+    capture: CaptureOptions = group(CaptureOptions)
+
+
+class RawSender:
+    """Sends UDP datagrams from addresses that are not ours."""
+
+    def __init__(self, netns: str) -> None:
+        """Open the raw sockets. Raise KernelError that names the capability."""
+        self._ident = itertools.count(int.from_bytes(os.urandom(4), "big"))
+        self.dropped = 0
+        self._v6: socket.socket | None = None
+        try:
+            self._v4 = self._open(socket.AF_INET, netns)
+        except OSError as exc:
+            raise KernelError("raw socket", exc.errno or 0, hint="answers to captured UDP need CAP_NET_RAW") from exc
+        try:
+            self._v6 = self._open(socket.AF_INET6, netns)
+        except OSError:
+            pass  # a host without IPv6 has no IPv6 flows to answer
+
+    @staticmethod
+    def _open(family: int, netns: str) -> socket.socket:
+        # IPPROTO_RAW: we write the IP header ourselves, for both families.
+        sock = make_socket(family, socket.SOCK_RAW, netns, socket.IPPROTO_RAW)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_OWN)
+            enlarge_buffers(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def send(self, source: Endpoint, destination: Endpoint, data: bytes) -> None:
+        """Send one datagram; what the kernel refuses is dropped and counted."""
+        here, there = source.ip, destination.ip
+        if isinstance(here, IPv4Address) and isinstance(there, IPv4Address):
+            sock: socket.socket | None = self._v4
+        elif isinstance(here, IPv6Address) and isinstance(there, IPv6Address):
+            sock = self._v6
+        else:
+            sock = None
+        if sock is None or here is None or there is None:
+            self.dropped += 1
+            return
+        payload = udp_payload(here.packed, there.packed, source.port, destination.port, data)
+        ident = next(self._ident)
+        for mtu in (65535, 1500, MIN_MTU):
+            if mtu < 65535 or len(payload) + 40 <= 1500:
+                try:
+                    self._send_packets(sock, here, there, payload, mtu, ident)
+                except (BlockingIOError, InterruptedError):
+                    break
+                except OSError as exc:
+                    if exc.errno != errno.EMSGSIZE:
+                        break
+                else:
+                    return
+        self.dropped += 1
+
+    @staticmethod
+    def _send_packets(
+        sock: socket.socket,
+        here: IPv4Address | IPv6Address,
+        there: IPv4Address | IPv6Address,
+        payload: bytes,
+        mtu: int,
+        ident: int,
+    ) -> None:
+        if isinstance(here, IPv4Address):
+            assert isinstance(there, IPv4Address)
+            packets = ipv4_packets(here, there, payload, mtu, ident & 0xFFFF)
+        else:
+            assert isinstance(there, IPv6Address)
+            packets = ipv6_packets(here, there, payload, mtu, ident & 0xFFFFFFFF)
+        for packet in packets:
+            sock.sendto(packet, (str(there), 0))
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._v4.close()
+        if self._v6 is not None:
+            self._v6.close()
+
+
+class ReduSource(Source[Session[Pair]]):
+    """A transparent UDP socket; each pair of client and original destination is a session and a flow."""
+
+    network = "udp"
+    yields = Datagrams
+
+    def __init__(
+        self, address: Endpoint, options: ReduOptions, request: CaptureRequest | None, context: ListenerContext
+    ) -> None:
+        self.address = address
+        self._wanted = address
+        self._options = options
+        self._request = request
+        self._context = context
+        self._readiness: Readiness | None = None
+        self._sender: RawSender | None = None
+        self._sessions: Sessions[Pair] | None = None
+
+    async def open(self) -> None:
+        """Bind; needs CAP_NET_ADMIN and CAP_NET_RAW. Raise KernelError."""
+        sock = listen_udp(self._wanted, ListenOptions(netns=self._context.netns, transparent=True))
+        try:
+            sock.setsockopt(socket.SOL_IP, IP_RECVORIGDSTADDR, 1)
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
+            self._sender = RawSender(self._context.netns)
+        except OSError as exc:
+            sock.close()
+            raise KernelError(f"listen {self._wanted}", exc.errno or 0) from exc
+        except BaseException:
+            sock.close()
+            raise
+        self._readiness = Readiness(sock)
+        self.address = Endpoint.from_sockaddr(sock.getsockname())
+        self._sessions = Sessions(self._options.ttl if self._options.ttl > 0 else 30.0)
+
+    async def accept(self) -> Sequence[tuple[Flow, Session[Pair]]]:
+        """Feed the sessions; return new flows, their targets known."""
+        readiness, sessions = self._readiness, self._sessions
+        assert readiness is not None
+        assert sessions is not None
+        while True:
+            fresh: list[tuple[Flow, Session[Pair]]] = []
+            for data, client, target in self._receive(readiness.sock):
+                session = sessions.find((client, target))
+                if session is None:
+                    session = self._begin(sessions, client, target)
+                    flow = Flow("", client, self.address, "udp", target)
+                    if target.port == self.address.port and self._is_ours(target):
+                        flow.target = None
+                        flow.reason = "not a captured datagram: it was sent to the listener itself"
+                    fresh.append((flow, session))
+                session.offer(Datagram(data, client))
+            if fresh:
+                return fresh
+            await readiness.readable()
+
+    def _begin(self, sessions: Sessions[Pair], client: Endpoint, target: Endpoint) -> Session[Pair]:
+        sender = self._sender
+        assert sender is not None
+
+        def answer(batch: Sequence[Datagram]) -> None:
+            for datagram in batch:
+                sender.send(target, client, bytes(datagram.data))
+
+        return sessions.open((client, target), client, target, answer)
+
+    @staticmethod
+    def _is_ours(target: Endpoint) -> bool:
+        family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((target.host, 0))
+            except OSError:
+                return False
+        return True
+
+    @staticmethod
+    def _receive(sock: socket.socket) -> list[tuple[bytes, Endpoint, Endpoint]]:
+        """Return (data, client, original destination) of what has arrived; oddities are dropped one by one."""
+        found = []
+        for _ in range(BATCH):
+            try:
+                data, control, _, peer = sock.recvmsg(65535, 128)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as exc:
+                if sock.fileno() < 0:
+                    raise ConnError("closed by this side") from exc
+                continue
+            target = original_destination(control)
+            if target is not None:
+                found.append((data, Endpoint.from_sockaddr(peer), target))
+        return found
+
+    def resources(self) -> Sequence[Resource]:
+        """Return the capture, if one is asked for."""
+        if self._request is None:
+            return ()
+        return (self._request.resource(self._context.service, "udp", "tproxy", self.address),)
+
+    async def aclose(self) -> None:
+        """Close the sockets and end the sessions."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the sockets and end the sessions."""
+        if self._sessions is not None:
+            self._sessions.close()
+            self._sessions = None
+        if self._readiness is not None:
+            self._readiness.release()
+            self._readiness = None
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+
+
+def original_destination(control: list[tuple[int, int, bytes]]) -> Endpoint | None:
+    """Return the destination in the control data of recvmsg, None if there is none (ip(7), ipv6(7)).
+
+    sockaddr_in: port at 2..4, address at 4..8; sockaddr_in6: port at 2..4, address at 8..24; ports big endian.
+    """
+    for level, kind, raw in control:
+        if level == socket.SOL_IP and kind == IP_RECVORIGDSTADDR and len(raw) >= 8:
+            port, packed = struct.unpack_from("!2xH4s", raw)
+            return Endpoint(socket.inet_ntop(socket.AF_INET, packed), port)
+        if level == socket.IPPROTO_IPV6 and kind == IPV6_RECVORIGDSTADDR and len(raw) >= 24:
+            port, packed = struct.unpack_from("!2xH4x16s", raw)
+            return Endpoint.from_sockaddr((socket.inet_ntop(socket.AF_INET6, packed), port))
+    return None
+
+
+class ReduListener:
+    """The stack behind the name."""
+
+    Options = ReduOptions
+
+    @staticmethod
+    def make(address: Endpoint, options: ReduOptions, context: ListenerContext) -> Listener:
+        """Build a listener."""
+        request = CaptureRequest.of(options.capture, f"{context.path}.metadata")
+        return Listener("redu", ReduSource(address, options, request, context))
+
+
+register("listener", ReduListener, ("redu",))

@@ -1,0 +1,1 @@
+"""Handlers for captured flows, whose target the kernel knows: red and redu."""

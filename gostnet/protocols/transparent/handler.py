@@ -1,0 +1,68 @@
+"""The handlers `red`, `redir`, `redirect` (TCP) and `redu` (UDP): nothing is said to the client, its target is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...core.datagrams import Datagrams
+from ...core.egress import Egress
+from ...core.errors import ProtocolError
+from ...core.flow import Flow
+from ...core.options import opt
+from ...core.registry import component
+from ...core.stream import Stream
+from ...dataplane.pump import pump
+from ...pipeline.handler import HandlerContext, forward
+
+
+def _require_target(flow: Flow) -> None:
+    if flow.target is None:
+        raise ProtocolError(flow.reason or "the original destination is not known")
+
+
+@component("handler", "red", "redir", "redirect")
+class RedHandler:
+    """Relays captured TCP connections to their original destination."""
+
+    accepts = (Stream,)
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Options:
+        """Options of `red`."""
+
+        tproxy: bool = opt(False, "Set on the listener; the handler knows the target either way.")
+
+    def __init__(self, options: Options, context: HandlerContext) -> None:
+        self._context = context
+
+    async def handle(self, flow: Flow, conn: Stream, egress: Egress) -> None:
+        """Relay to `flow.target`."""
+        _require_target(flow)
+        await forward(flow, conn, egress)
+
+
+@component("handler", "redu")
+class ReduHandler:
+    """Relays captured UDP flows to their original destination."""
+
+    accepts = (Datagrams,)
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Options:
+        """Options of `redu`."""
+
+        tproxy: bool = opt(True, "Captured UDP is always taken by TPROXY.")
+
+    def __init__(self, options: Options, context: HandlerContext) -> None:
+        self._context = context
+
+    async def handle(self, flow: Flow, conn: Datagrams, egress: Egress) -> None:
+        """Relay to `flow.target` until the listener ends the session, which it does when the flow is idle."""
+        _require_target(flow)
+        assert flow.target is not None
+        upstream = await egress.associate(flow, flow.target)
+        try:
+            flow.connected = True
+            await pump(flow, conn, upstream)
+        finally:
+            upstream.abort()
