@@ -1,0 +1,269 @@
+"""What gostnet changes in the kernel, as data: what listeners declare, and what the kernel is made to hold.
+
+Nothing here acts. `gostnet.kernel` compares such data with what it observes and makes the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import ClassVar, Literal, TypeAlias
+
+MARK_MASK = 0x03000000
+"""The bits of packet marks that belong to gostnet; all others are the user's."""
+
+MARK_OWN = 0x01000000
+"""Sockets of gostnet's own: never captured."""
+
+MARK_DIVERTED = 0x02000000
+"""Packets that entered by a captured interface and are on their way to a transparent socket."""
+
+MARK_RETURNING = 0x03000000
+"""Packets of the host's own processes on their way through lo to a transparent socket.
+
+A value of its own, so that nothing but such a packet meets the rule for them: the kernel looks up the way back to a
+source as if the packet came from the host itself, with the packet's mark if src_valid_mark is set.
+"""
+
+CONNECTION_CAPTURED = 0x02000000
+"""The bit of conntrack marks that follows a TCP connection whose first packet was captured."""
+
+ROUTE_PROTOCOL = 250
+"""The origin that our routes and rules carry."""
+
+FIRST_TABLE = 18254
+"""Routing table and rule priority of slot 0; an instance of slot n has this plus n."""
+
+SLOTS = 256
+"""How many instances there may be in a network namespace."""
+
+Key: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Something that the kernel can be made to hold, identified by its key.
+
+    `rank` is the order of creation: what is lower is made first and removed last.
+    """
+
+    kind: ClassVar[str] = ""
+    rank: ClassVar[int] = 0
+
+    @property
+    def key(self) -> Key:
+        """What identifies the object in the kernel, whatever its other properties are."""
+        raise TypeError(f"{type(self).__name__} is no resource of its own")
+
+
+@dataclass(frozen=True, slots=True)
+class Capture(Resource):
+    """Traffic that a listener wants: declared by it, compiled to the resources below, never put as it is.
+
+    service      whose it is; shown as the comment of the rules
+    method       how it reaches the listener: `redirect` (TCP only) or `tproxy`
+    port         of the listener
+    interfaces   what enters by these is taken unless it is for the host itself; they need not exist yet
+    local        what the host's own processes send to other hosts is taken
+    exclude      networks as destinations that are left alone
+    sources      only from these networks, () for any; does not concern `local`
+    ports        only these destination ports, as inclusive ranges; () for any
+    address      of the listener, "" for any; then only traffic of its IP version is taken
+    """
+
+    kind: ClassVar[str] = "capture"
+
+    service: str
+    protocol: Literal["tcp", "udp"]
+    method: Literal["redirect", "tproxy"]
+    port: int
+    interfaces: tuple[str, ...] = ()
+    local: bool = False
+    exclude: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    ports: tuple[tuple[int, int], ...] = ()
+    address: str = ""
+
+    @property
+    def key(self) -> Key:
+        """Service and protocol."""
+        return (self.kind, self.service, self.protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl(Resource):
+    """A setting under /proc/sys, named with dots; a dot within an interface's name is written `/`, as sysctl(8) does.
+
+    Runs of blanks in `value` are one blank each.
+    """
+
+    kind: ClassVar[str] = "sysctl"
+    rank: ClassVar[int] = 10
+
+    name: str
+    value: str
+
+    @property
+    def key(self) -> Key:
+        """Its name."""
+        return (self.kind, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Link(Resource):
+    """The settings of a device that exists already: MTU in bytes, and whether it is up."""
+
+    kind: ClassVar[str] = "link"
+    rank: ClassVar[int] = 20
+
+    name: str
+    mtu: int
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        """The device's name."""
+        return (self.kind, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Address(Resource):
+    """An address with prefix length on a device that exists already; usable at once (no duplicate detection)."""
+
+    kind: ClassVar[str] = "address"
+    rank: ClassVar[int] = 30
+
+    device: str
+    address: str
+
+    @property
+    def key(self) -> Key:
+        """Device and address."""
+        return (self.kind, self.device, self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Resource):
+    """A route; `destination` is a network, `0.0.0.0/0` or `::/0` for everything.
+
+    metric   0 for the kernel's default
+    raw      of an observed route: the message that describes it whole, with what has no field here, so that a route
+             which was replaced comes back as it was
+    """
+
+    kind: ClassVar[str] = "route"
+    rank: ClassVar[int] = 40
+
+    destination: str
+    table: int = 254
+    type: Literal["unicast", "local", "blackhole", "unreachable", "prohibit", "throw", "other"] = "unicast"
+    device: str = ""
+    gateway: str = ""
+    metric: int = 0
+    protocol: int = ROUTE_PROTOCOL
+    raw: bytes = field(default=b"", repr=False, compare=False)
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return ip_network(self.destination).version
+
+    @property
+    def key(self) -> Key:
+        """Table, destination and metric: two routes that have these in common replace each other."""
+        return (self.kind, str(self.table), self.destination, str(self.metric))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Resource):
+    """A policy rule that looks a table up for packets with a mark that came in by `iif` ("lo": the host's own)."""
+
+    kind: ClassVar[str] = "rule"
+    rank: ClassVar[int] = 50
+
+    version: Literal[4, 6]
+    priority: int
+    table: int
+    mark: int = 0
+    mask: int = 0
+    iif: str = ""
+    protocol: int = ROUTE_PROTOCOL
+
+    @property
+    def key(self) -> Key:
+        """Everything, as rules never replace each other."""
+        parts = (self.version, self.priority, self.table, self.mark, self.mask, self.iif, self.protocol)
+        return (self.kind, *map(str, parts))
+
+
+# ---- nftables -----------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class NftSet:
+    """A named set. `elements` are networks or inclusive ranges of ports (`80`, `8000-8100`) that do not overlap."""
+
+    name: str
+    type: Literal["ipv4_addr", "ipv6_addr", "inet_service", "fib_addrtype"]
+    elements: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NftChain:
+    """A chain; a base chain if it has a hook, and its policy is then to accept."""
+
+    name: str
+    hook: Literal["", "prerouting", "input", "forward", "output", "postrouting"] = ""
+    type: Literal["filter", "nat", "route"] = "filter"
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NftRule:
+    """A rule: in the words of nft(8), and encoded as the list of expressions that the kernel takes."""
+
+    chain: str
+    text: str
+    code: bytes = field(repr=False)
+    comment: str = ""
+
+
+NftStatement: TypeAlias = NftSet | NftChain | NftRule
+
+
+@dataclass(frozen=True, slots=True)
+class NftTable(Resource):
+    """A table of family inet with all its content, put and replaced as a whole.
+
+    owner     it belongs to the socket that made it and goes with it
+    note      a word kept with the table in the kernel
+    digest    stands for owner and content when tables are compared; an observed table has no content
+    """
+
+    kind: ClassVar[str] = "nft"
+    rank: ClassVar[int] = 60
+
+    name: str
+    content: tuple[NftStatement, ...] = field(default=(), repr=False, compare=False)
+    owner: bool = True
+    note: str = ""
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.content and not self.digest:
+            object.__setattr__(self, "digest", hashlib.sha256(repr_of(self.content)).hexdigest()[:16])
+
+    @property
+    def key(self) -> Key:
+        """Its name."""
+        return (self.kind, self.name)
+
+
+def repr_of(content: tuple[NftStatement, ...]) -> bytes:
+    """Return bytes that differ if anything in `content` does."""
+    return b"\0".join(
+        repr(statement).encode() + (statement.code if isinstance(statement, NftRule) else b"") for statement in content
+    )
+
+
+KINDS: dict[str, type[Resource]] = {kind.kind: kind for kind in (Sysctl, Link, Address, Route, Rule, NftTable)}
+"""The resources that can be put, by kind."""

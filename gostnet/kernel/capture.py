@@ -1,0 +1,340 @@
+"""Captures compiled to kernel resources: one nftables table for an instance, and for tproxy its rules and routes.
+
+What is never captured, whatever the configuration says:
+
+- packets with a mark of ours: own sockets above all, so that the daemon cannot capture itself;
+- what goes against the direction in which its connection began: replies to connections that came in from outside;
+- TCP connections older than the capture: only a SYN without ACK starts a captured connection, a bit of its conntrack
+  mark and the transparent socket that took it keep the later segments together;
+- connections whose destination somebody else's rules have changed (published ports of containers, port forwarding);
+- destinations that are local, broadcast, multicast, anycast or link-local, and DHCP. Neighbour discovery and all
+  other ICMP are not TCP or UDP, so they never get this far.
+
+All chains are at priority -95, behind the usual one of destination NAT (-100), to see what that has done. TPROXY
+needs no sysctl: the rule for a diverted packet names the interface, therefore neither reverse path filtering with
+src_valid_mark nor a firewall's own reverse lookup meets it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
+from typing import Literal
+
+from gostnet.core.errors import ConfigError
+from gostnet.core.resources import (
+    CONNECTION_CAPTURED,
+    FIRST_TABLE,
+    MARK_DIVERTED,
+    MARK_MASK,
+    MARK_RETURNING,
+    Capture,
+    NftChain,
+    NftRule,
+    NftSet,
+    NftStatement,
+    NftTable,
+    Resource,
+    Route,
+    Rule,
+)
+
+from . import nft_expr as nft
+from .nft_expr import Term
+
+PRIORITY = -95
+
+_INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_INTERFACE = re.compile(r"[^\s/\"*]{1,15}")
+_NUMBERS = {"tcp": nft.TCP, "udp": nft.UDP}
+_DHCP = ((67, 68), (546, 547))
+_HERE = "here"
+
+Place = Literal["interface", "return", "local"]
+"""Where a packet is met: entering by an interface; coming back through lo; leaving a process of the host."""
+
+
+def table_name(instance: str) -> str:
+    """Return the name of an instance's table. Raise ConfigError for a name that cannot be one."""
+    if not _INSTANCE.fullmatch(instance):
+        raise ConfigError("--instance", f"{instance[:64]!r} is not a name of letters, digits and - _ .")
+    return f"gostnet-{instance}"
+
+
+def compile_captures(
+    captures: Sequence[Capture], *, instance: str = "default", slot: int = 0, ipv6: bool = True
+) -> tuple[Resource, ...]:
+    """Return what the kernel has to hold so that the captures happen, () for none.
+
+    Of captures that want the same packet the first one gets it. Without `ipv6` there are no routes and rules of it;
+    its packets are still captured, and dropped until it is there. Raise ConfigError for a capture that makes no
+    sense, such as one that could loop.
+    """
+    if not captures:
+        return ()
+    for capture in captures:
+        _check(capture)
+    resources: list[Resource] = []
+    interfaces = sorted({name for c in captures if c.method == "tproxy" for name in c.interfaces})
+    local = any(c.local for c in captures if c.method == "tproxy")
+    number = FIRST_TABLE + slot
+    if interfaces or local:
+        ways = [(name, MARK_DIVERTED) for name in interfaces] + ([("lo", MARK_RETURNING)] if local else [])
+        for version, everything in ((4, "0.0.0.0/0"), (6, "::/0")):
+            if version == 6 and not ipv6:
+                continue
+            resources.append(Route(everything, number, "local", "lo"))
+            resources += [Rule(4 if version == 4 else 6, number, number, mark, MARK_MASK, name) for name, mark in ways]
+    content = tuple(_Table(captures).build())
+    resources.append(NftTable(table_name(instance), content, note=f"slot {slot}"))
+    return tuple(resources)
+
+
+def _check(capture: Capture) -> None:
+    """Raise ConfigError for what cannot be captured or would capture itself."""
+    path = capture.service
+    if capture.protocol == "udp" and capture.method != "tproxy":
+        raise ConfigError(path, "udp can only be captured by tproxy")
+    if not 0 < capture.port < 65536:
+        raise ConfigError(path, f"a capture needs a listener with a port, not {capture.port}")
+    if not capture.interfaces and not capture.local:
+        raise ConfigError(path, "a capture names interfaces, local, or both")
+    for name in capture.interfaces:
+        if name == "lo":
+            raise ConfigError(path, "'lo' cannot be captured, as what is captured goes through it; write local")
+        if not _INTERFACE.fullmatch(name) or name in (".", "..") or len(name.encode()) > 15:
+            raise ConfigError(path, f"{name[:64]!r} is not the name of an interface")
+    for low, high in capture.ports:
+        if not 0 < low <= high < 65536:
+            raise ConfigError(path, f"'{low}-{high}' is not a range of ports such as 8000-8100")
+    _networks(capture.exclude, path)
+    _networks(capture.sources, path)
+    if capture.address:
+        try:
+            address = ip_address(capture.address)
+        except ValueError:
+            raise ConfigError(path, f"{capture.address!r} is not an address") from None
+        if address.is_loopback and capture.method == "redirect" and capture.interfaces:
+            message = f"a redirected packet cannot reach {address} from outside; listen on :{capture.port}"
+            raise ConfigError(path, message, hint="or set tproxy: true")
+
+
+def _networks(texts: Iterable[str], path: str) -> dict[int, tuple[str, ...]]:
+    """Return the networks by IP version, without those that others hold already."""
+    found: dict[int, list[IPv4Network | IPv6Network]] = {4: [], 6: []}
+    for text in texts:
+        try:
+            network = ip_network(text, strict=False)
+        except ValueError:
+            raise ConfigError(path, f"{text!r} is not a network such as 192.0.2.0/24") from None
+        found[network.version].append(network)
+    v4 = collapse_addresses([n for n in found[4] if isinstance(n, IPv4Network)])
+    v6 = collapse_addresses([n for n in found[6] if isinstance(n, IPv6Network)])
+    return {4: tuple(map(str, v4)), 6: tuple(map(str, v6))}
+
+
+def _ranges(ports: Iterable[tuple[int, int]]) -> tuple[str, ...]:
+    """Return the ranges ascending, those that touch as one."""
+    merged: list[list[int]] = []
+    for low, high in sorted(ports):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1][1] = max(merged[-1][1], high)
+        else:
+            merged.append([low, high])
+    return tuple(str(low) if low == high else f"{low}-{high}" for low, high in merged)
+
+
+class _Table:
+    """Collects sets, chains and rules; a chain exists as soon as it is named, before a rule jumps to it."""
+
+    def __init__(self, captures: Sequence[Capture]) -> None:
+        self.captures = list(enumerate(captures))
+        self.sets: list[NftSet] = [NftSet(_HERE, "fib_addrtype", ("local", "broadcast", "anycast", "multicast"))]
+        self.chains: list[NftChain] = []
+        self.rules: list[NftRule] = []
+
+    def build(self) -> list[NftStatement]:
+        """Return the statements in an order in which the kernel takes them: sets, chains, rules."""
+        for number, capture in self.captures:
+            self._sets_of(number, capture)
+        self._never()
+        redirected = [(n, c) for n, c in self.captures if c.method == "redirect"]
+        diverted = [(n, c) for n, c in self.captures if c.method == "tproxy"]
+        if any(c.interfaces for _, c in redirected):
+            self._redirect_from_interfaces([(n, c) for n, c in redirected if c.interfaces])
+        if any(c.local for _, c in redirected):
+            self._redirect_local([(n, c) for n, c in redirected if c.local])
+        if diverted:
+            self._divert(diverted)
+        return [*self.sets, *self.chains, *self.rules]
+
+    # -- pieces --
+    def _chain(self, name: str) -> str:
+        self.chains.append(NftChain(name))
+        return name
+
+    def _base(self, name: str, hook: Literal["prerouting", "output"], kind: Literal["filter", "nat", "route"]) -> str:
+        self.chains.append(NftChain(name, hook, kind, PRIORITY))
+        return name
+
+    def _rule(self, chain: str, *terms: Term, comment: str = "") -> None:
+        text, code = nft.compose(*terms)
+        self.rules.append(NftRule(chain, text, code, comment))
+
+    def _sets_of(self, number: int, capture: Capture) -> None:
+        for word, texts in (("exclude", capture.exclude), ("sources", capture.sources)):
+            for version, networks in _networks(texts, capture.service).items():
+                if networks:
+                    kind: Literal["ipv4_addr", "ipv6_addr"] = "ipv4_addr" if version == 4 else "ipv6_addr"
+                    self.sets.append(NftSet(f"{word}{version}_{number}", kind, networks))
+        if capture.ports:
+            self.sets.append(NftSet(f"ports_{number}", "inet_service", _ranges(capture.ports)))
+
+    def _never(self) -> None:
+        """Accept, as it is, what no capture takes."""
+        chain = self._chain("never")
+        self._rule(chain, nft.reply(), nft.accept())
+        self._rule(chain, nft.translated(), nft.accept())
+        self._rule(chain, nft.address_type_in(_HERE), nft.accept())
+        for network in ("169.254.0.0/16", "fe80::/10"):
+            self._rule(chain, nft.destination_within(network), nft.accept())
+        for low, high in _DHCP:
+            self._rule(chain, nft.udp_between(low, high), nft.accept())
+
+    def _conditions(self, chain: str, number: int, capture: Capture, place: Place) -> None:
+        """Leave the chain for what a capture does not want."""
+        if capture.address:
+            other = 10 - ip_address(capture.address).version
+            self._rule(chain, nft.ip_version(other), nft.back())
+        names = {of.name for of in self.sets}
+        for version in (4, 6):
+            exclude, sources = f"exclude{version}_{number}", f"sources{version}_{number}"
+            if exclude in names:
+                self._rule(chain, nft.address_in("daddr", version, exclude), nft.back())
+            if place == "interface" and capture.sources:
+                if sources in names:
+                    self._rule(chain, nft.address_in("saddr", version, sources, negate=True), nft.back())
+                else:
+                    self._rule(chain, nft.ip_version(version), nft.back())
+        if capture.ports:
+            wanted = nft.port_in(_NUMBERS[capture.protocol], f"ports_{number}", negate=True)
+            self._rule(chain, wanted, nft.back())
+
+    def _dispatch(
+        self, chain: str, captures: Sequence[tuple[int, Capture]], place: Place, action: Callable[[Capture], Term]
+    ) -> None:
+        """Try the captures in their order: conditions, then the action, which ends the matter."""
+        for number, capture in captures:
+            own = self._chain(f"{place}_{number}")
+            if place == "interface":
+                for name in capture.interfaces:
+                    self._rule(chain, nft.enters_by(name), nft.jump(own))
+            else:
+                self._rule(chain, nft.jump(own))
+            self._conditions(own, number, capture, place)
+            parts = [nft.protocol(_NUMBERS[capture.protocol])]
+            if capture.address:
+                parts.append(nft.ip_version(ip_address(capture.address).version))
+            self._rule(own, *parts, action(capture), comment=capture.service)
+
+    # -- redirect --
+    def _redirect_from_interfaces(self, captures: Sequence[tuple[int, Capture]]) -> None:
+        base, new = self._base("redirect_in", "prerouting", "nat"), self._chain("redirect_in_new")
+        self._rule(base, nft.mark(0, MARK_MASK, negate=True), nft.accept())
+        for name in sorted({name for _, capture in captures for name in capture.interfaces}):
+            self._rule(base, nft.enters_by(name), nft.first_segment(), nft.goto(new))
+        self._rule(new, nft.jump("never"))
+        self._dispatch(new, captures, "interface", self._redirect)
+
+    def _redirect_local(self, captures: Sequence[tuple[int, Capture]]) -> None:
+        base, new = self._base("redirect_out", "output", "nat"), self._chain("redirect_out_new")
+        self._rule(base, nft.mark(0, MARK_MASK, negate=True), nft.accept())
+        self._rule(base, nft.leaves_by("lo"), nft.accept())
+        self._rule(base, nft.first_segment(), nft.goto(new))
+        self._rule(new, nft.jump("never"))
+        self._dispatch(new, captures, "local", self._redirect)
+
+    @staticmethod
+    def _redirect(capture: Capture) -> Term:
+        return nft.compose(nft.count(), nft.redirect(capture.port, capture.address))
+
+    # -- tproxy --
+    def _divert(self, captures: Sequence[tuple[int, Capture]]) -> None:
+        base = self._base("tproxy_in", "prerouting", "filter")
+        local = [(n, c) for n, c in captures if c.local]
+        if local:
+            returning = self._chain("tproxy_return")
+            self._rule(base, nft.enters_by("lo"), nft.mark(MARK_RETURNING, MARK_MASK), nft.goto(returning))
+            self._dispatch(returning, local, "return", self._hand_over)
+        self._rule(base, nft.mark(0, MARK_MASK, negate=True), nft.accept())
+        entering = [(n, c) for n, c in captures if c.interfaces]
+        if entering:
+            by_protocol = self._divert_from_interfaces(entering)
+            for name in sorted({name for _, capture in entering for name in capture.interfaces}):
+                for protocol, chain in by_protocol.items():
+                    self._rule(base, nft.enters_by(name), nft.protocol(_NUMBERS[protocol]), nft.goto(chain))
+        if local:
+            self._divert_local(local)
+
+    def _divert_from_interfaces(self, captures: Sequence[tuple[int, Capture]]) -> dict[str, str]:
+        """Return for each protocol the chain that takes what came in by a captured interface."""
+        chains = {}
+        for protocol in ("tcp", "udp"):
+            mine = [(n, c) for n, c in captures if c.protocol == protocol]
+            if not mine:
+                continue
+            chain, new = self._chain(f"tproxy_in_{protocol}"), self._chain(f"tproxy_in_{protocol}_new")
+            chains[protocol] = chain
+            diverted = nft.set_mark(MARK_DIVERTED, MARK_MASK)
+            if protocol == "tcp":
+                # The socket knows its connection even when conntrack does not (any more), and whatever a reload
+                # has made of the conditions.
+                parts = nft.protocol(nft.TCP), nft.transparent_connection(), diverted, nft.accept()
+                self._rule(chain, *parts)
+            self._rule(chain, nft.jump("never"))
+            self._begin(chain, protocol, nft.goto(new))
+            self._dispatch(new, mine, "interface", self._divert_and_hand_over)
+        return chains
+
+    def _divert_local(self, captures: Sequence[tuple[int, Capture]]) -> None:
+        base = self._base("tproxy_out", "output", "route")
+        self._rule(base, nft.mark(0, MARK_MASK, negate=True), nft.accept())
+        self._rule(base, nft.leaves_by("lo"), nft.accept())
+        for protocol in ("tcp", "udp"):
+            mine = [(n, c) for n, c in captures if c.protocol == protocol]
+            if not mine:
+                continue
+            chain, new = self._chain(f"tproxy_out_{protocol}"), self._chain(f"tproxy_out_{protocol}_new")
+            self._rule(base, nft.protocol(_NUMBERS[protocol]), nft.goto(chain))
+            self._rule(chain, nft.jump("never"))
+            mark = nft.set_mark(MARK_RETURNING, MARK_MASK)
+            self._begin(chain, protocol, nft.goto(new), known=nft.compose(mark, nft.accept()))
+            self._dispatch(new, mine, "local", self._return)
+
+    def _begin(self, chain: str, protocol: str, new: Term, known: Term | None = None) -> None:
+        """Of TCP take what opens a connection and what belongs to a captured one, of UDP everything."""
+        if protocol == "tcp":
+            self._rule(chain, nft.first_segment(), new)
+            self._rule(chain, nft.protocol(nft.TCP), nft.connection_mark(CONNECTION_CAPTURED), known or new)
+        else:
+            self._rule(chain, new)
+
+    @staticmethod
+    def _hand_over(capture: Capture) -> Term:
+        return nft.compose(nft.hand_over(capture.port, capture.address), nft.accept())
+
+    @staticmethod
+    def _divert_and_hand_over(capture: Capture) -> Term:
+        # Marked first: without a socket to hand over to, the packet ends at this host instead of going on uncaptured.
+        parts = [nft.set_mark(MARK_DIVERTED, MARK_MASK), nft.count()]
+        parts += [nft.hand_over(capture.port, capture.address), nft.accept()]
+        return nft.compose(*_followed(capture), *parts)
+
+    @staticmethod
+    def _return(capture: Capture) -> Term:
+        return nft.compose(*_followed(capture), nft.set_mark(MARK_RETURNING, MARK_MASK), nft.count(), nft.accept())
+
+
+def _followed(capture: Capture) -> list[Term]:
+    return [nft.set_connection_mark(CONNECTION_CAPTURED)] if capture.protocol == "tcp" else []
