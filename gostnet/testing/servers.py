@@ -30,7 +30,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import dns.exception
 import dns.flags
@@ -434,8 +434,7 @@ class _Association(asyncio.DatagramProtocol):
         self._server = Endpoint("", 0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)  # asyncio's own is no subclass before 3.12
         self._server = Endpoint.from_sockaddr(transport.get_extra_info("sockname"))
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
