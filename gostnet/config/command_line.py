@@ -362,6 +362,9 @@ class CommandLine:
             hosts = [each for each in url.host.split(",") if each]
         else:
             hosts = [url.path] if url.path else []
+        if not hosts:
+            message = "names no host, so the chain would have no node here; write direct://:0 to go without a proxy"
+            self._complain(argument, column, "host", message, "url.host")
         if url.host and url.path.strip("/"):
             message = f"the path {url.path[:64]!r} of a node has no meaning and is ignored"
             place = argument.at(url.columns["path"])
@@ -604,6 +607,8 @@ class CommandLine:
             if name:
                 lifted[key] = argument.scalar(name, 1)
 
+        for key, parse in (("retries", to_int), ("climiter", to_int), ("rlimiter", to_float)):
+            self._checked(argument, key, *values.find(key), parse)
         retries, column = values.number("retries")
         if retries > 0:
             values.drop("retries")

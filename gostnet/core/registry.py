@@ -104,6 +104,10 @@ class Catalog:
         registry: Registry[Any] = getattr(self, f"{kind}s")
         return registry
 
+    def available(self, kind: Kind, name: str) -> bool:
+        """True if a component of that name is built."""
+        return name in self.of(kind)
+
     def options(self, kind: Kind, name: str) -> type[Any] | None:
         """Return the options class of a component (its `Options`), None if it is not built or has none."""
         registry = self.of(kind)
