@@ -116,7 +116,13 @@ def report(
 def ordered(findings: Iterable[Finding]) -> list[Finding]:
     """Sort by source (in the order of appearance) and position; drop what is said twice about one place."""
     unique = {(str(each.place), each.message, each.code): each for each in reversed(list(findings))}
-    listed = list(reversed(unique.values()))
+    wrong = {str(each.place) for each in unique.values() if each.severity == "error"}
+    # That nobody reads a key is no news where its value has been refused.
+    listed = [
+        each
+        for each in reversed(unique.values())
+        if each.code != UNKNOWN_METADATA_KEY or each.severity == "error" or str(each.place) not in wrong
+    ]
     sources: dict[str, int] = {}
     for each in listed:
         sources.setdefault(each.place.source.name, len(sources))
@@ -208,9 +214,9 @@ def _component(catalog: Catalog, kind: Kind, owner: schema.Section, part: Any, d
     if name in GOST_NAMES[kind]:
         yield Problem(path, f"{kind} {name!r} is not available in this version", "unavailable")
     else:
-        yield Problem(
-            path, f"unknown {kind} {name!r}{did_you_mean(name, GOST_NAMES[kind])}", "config.unknown-component"
-        )
+        other = next((each for each in KINDS if name in GOST_NAMES[each]), "")
+        hint = f"; {name!r} is a {other}" if other else did_you_mean(name, GOST_NAMES[kind])
+        yield Problem(path, f"unknown {kind} {name!r}{hint}", "config.unknown-component")
 
 
 def _unsupported(section: schema.Section, fields: Collection[str]) -> Iterator[Problem]:
