@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..core.contracts import Authenticator, Layer
 from ..core.egress import Egress
@@ -27,12 +28,14 @@ class HandlerContext:
 
     authenticator   None when no credentials are asked for
     hop             the forwarder's targets; with one, a handler is in forward mode
+    metadata        the handler's options as configured, for `auto`, which hands them to other handlers
     tls             the TLS layer of handlers that speak TLS inside their dialogue (SOCKS5 methods 0x80 and 0x82)
     """
 
     service: str = ""
     authenticator: Authenticator | None = None
     hop: Hop | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     tls: Layer | None = None
     log: Logger = field(default_factory=quiet)
 

@@ -68,6 +68,14 @@ class Service:
         self.last_error = error
         self.events.append(f"service {self.name} is {state.value}")
 
+    def adopt(self, fresh: Service) -> None:
+        """Take over how connections are handled from `fresh`; those that are running keep what they began with."""
+        self.handler = fresh.handler
+        self.egress = fresh.egress
+        self.policies = fresh.policies
+        self.listener.layers = fresh.listener.layers
+        self.log = fresh.log
+
     async def open(self) -> None:
         """Bind the listener. Raise KernelError or ConfigError."""
         await self.listener.source.open()

@@ -65,7 +65,7 @@ class Multiplexer(Protocol):
 
 
 class Listener:
-    """A source, the layers above it, and perhaps a multiplexer."""
+    """A source, the layers above it, and perhaps a multiplexer; `netns` is where its socket is, "" for here."""
 
     def __init__(
         self, name: str, source: Source[Any], layers: Sequence[Layer] = (), multiplexer: Multiplexer | None = None
@@ -74,6 +74,7 @@ class Listener:
         self.source = source
         self.layers = tuple(layers)
         self.multiplexer = multiplexer
+        self.netns = ""
 
     async def establish(self, flow: Flow, raw: Any) -> Any:
         """Run the layers over an accepted connection and return what the handler gets.

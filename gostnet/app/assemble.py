@@ -1,0 +1,492 @@
+"""From a configuration to services: every object is built here, references are resolved here, nothing is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ..config import schema
+from ..core.address import ANY, parse_endpoint
+from ..core.contracts import Authenticator, Bypass, Layer, Policies, Resolver, TrafficLimiter
+from ..core.errors import ConfigError, Unavailable
+from ..core.log import LEVELS, Logger, open_sink
+from ..core.options import Problem, Secret, bind_options
+from ..core.registry import Catalog
+from ..core.resources import MARK_OWN
+from ..core.sockets import DEFAULT_KEEPALIVE, PLAIN, DialOptions, Keepalive
+from ..pipeline.chain import Chain, ChainGroup
+from ..pipeline.chain import Router as ChainRouter
+from ..pipeline.connector import ConnectorContext
+from ..pipeline.direct import Direct
+from ..pipeline.handler import HandlerContext
+from ..pipeline.hop import Hop
+from ..pipeline.node import Marker, Node
+from ..pipeline.router import ServiceRouter
+from ..pipeline.selector import Selector, strategy_of
+from ..pipeline.service import Service
+from ..pipeline.transport import Listener, ListenerContext, StreamDialer, Transport
+from ..policies.build import PolicySet, build_policies, build_resolvers
+from ..transports.certificates import Certificates
+from ..transports.tls import TlsLayer
+from .options import HopOptions, NodeOptions, ServiceOptions, dial_options
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Assembly:
+    """A configuration as objects, nothing of it open.
+
+    identity    by service: what decides whether its listening socket can be kept at a reload
+    """
+
+    services: dict[str, Service]
+    identity: dict[str, object]
+    log: Logger
+    policies: PolicySet
+    nodes: dict[tuple[str, ...], Node] = field(default_factory=dict)
+
+
+class Assembler:
+    """Builds the objects of one configuration. Raise ConfigError or Unavailable for what cannot be built."""
+
+    def __init__(
+        self,
+        config: schema.Config,
+        catalog: Catalog,
+        system: Callable[[int], Resolver],
+        *,
+        lenient: bool = False,
+        previous: Assembly | None = None,
+    ) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._lenient = lenient
+        self._previous = previous
+        # Own sockets are marked as soon as anything is captured: that is what keeps them out of the capture.
+        captures = any(
+            any(key.lower() == "capture" for key in service.listener.metadata)
+            for service in config.services
+            if service.listener is not None
+        )
+        self._own_mark = MARK_OWN if captures else 0
+        self._system = system(self._own_mark)
+        self._plain: Sequence[DialOptions] = dial_options("", 0, "", self._own_mark) if self._own_mark else (PLAIN,)
+        self._direct = Direct(self._system, self._plain)
+        self._certificates = Certificates(config.tls)
+        self._chains: dict[str, Chain] = {}
+        self._building: list[str] = []
+        self.nodes: dict[tuple[str, ...], Node] = {}
+        self._log = _logger(config.log, {})
+        self._loggers = {logger.name: _logger(logger.log, {"logger": logger.name}) for logger in config.loggers}
+        self._policies = build_policies(config, previous.policies if previous else None)
+        self._policies.resolvers = build_resolvers(config, self._way_of_chain)
+
+    # ---- the whole -----------------------------------------------------------------------------
+    def build(self) -> Assembly:
+        """Build everything."""
+        services: dict[str, Service] = {}
+        identity: dict[str, object] = {}
+        for chain in self._config.chains:
+            self._chain(chain.name, chain.path)
+        for section in self._config.services:
+            if section.name in services:
+                raise ConfigError(f"{section.path}.name", f"{section.name!r} is used twice", code="duplicate")
+            services[section.name] = self._service(section)
+            identity[section.name] = _identity(section)
+        return Assembly(services, identity, self._log, self._policies, self.nodes)
+
+    # ---- references ----------------------------------------------------------------------------
+    def _named(self, table: Mapping[str, T], name: str, path: str, what: str) -> T | None:
+        """Return the object called `name`, None for "". Raise ConfigError for a name that nothing bears."""
+        if not name:
+            return None
+        found = table.get(name)
+        if found is None and not self._lenient:
+            raise ConfigError(path, f"there is no {what} {name!r}", code="config.dangling")
+        return found
+
+    def _all_named(
+        self, table: Mapping[str, T], one: str, many: Sequence[str], path: str, keys: tuple[str, str], what: str
+    ) -> list[T]:
+        names = [(one, f"{path}.{keys[0]}")] if one else []
+        names += [(name, f"{path}.{keys[1]}[{index}]") for index, name in enumerate(many)]
+        found = (self._named(table, name, where, what) for name, where in names)
+        return [item for item in found if item is not None]
+
+    def _bypass(self, section: schema.Service | schema.Hop | schema.Node | schema.ForwardNode) -> Bypass | None:
+        found = self._all_named(
+            self._policies.bypasses, section.bypass, section.bypasses, section.path, ("bypass", "bypasses"), "bypass"
+        )
+        return self._policies.bypass_group(found)
+
+    def _authenticator(self, section: schema.Handler) -> Authenticator | None:
+        found = self._all_named(
+            self._policies.authers, section.auther, section.authers, section.path, ("auther", "authers"), "auther"
+        )
+        single = section.auth
+        return self._policies.authenticator(
+            found,
+            (single.username, single.password) if single is not None and single.username else None,
+            section.metadata,
+            section.path,
+            named=bool(section.auther or section.authers),
+        )
+
+    def _logger_of(self, section: schema.Service) -> Logger:
+        for name in (section.logger, *section.loggers):
+            found = self._named(self._loggers, name, f"{section.path}.logger", "logger")
+            if found is not None:
+                return found
+        return self._log
+
+    # ---- services ------------------------------------------------------------------------------
+    def _service(self, section: schema.Service) -> Service:
+        self._refuse_unbuilt(section)
+        handler_section = section.handler or schema.Handler(path=f"{section.path}.handler")
+        listener_section = section.listener or schema.Listener(path=f"{section.path}.listener")
+        options = _bind(ServiceOptions, section.metadata, f"{section.path}.metadata")
+        log = self._logger_of(section).bind(
+            kind="service", service=section.name, listener=listener_section.kind, handler=handler_section.kind
+        )
+        listener = self._listener(section, listener_section, options)
+        handler_class = self._component("handler", handler_section.kind, handler_section.path)
+        if not issubclass(listener.source.yields, handler_class.accepts):
+            shape = listener.source.yields.__name__.lower()
+            raise ConfigError(
+                f"{handler_section.path}.type",
+                f"handler {handler_section.kind!r} cannot work on listener {listener_section.kind!r},"
+                f" which yields {shape}",
+                code="config.mismatch",
+            )
+        context = HandlerContext(
+            service=section.name,
+            authenticator=self._authenticator(handler_section),
+            hop=self._forwarder(section),
+            metadata=handler_section.metadata,
+            tls=_Lazy(lambda: self._server_tls(handler_section.tls, f"{handler_section.path}.tls")),
+            log=log,
+        )
+        handler = handler_class(
+            _bind(handler_class.Options, handler_section.metadata, f"{handler_section.path}.metadata"), context
+        )
+        return Service(
+            section.name,
+            listener,
+            handler,
+            self._router(section, handler_section, options, log),
+            self._accept_policies(section),
+            log,
+        )
+
+    def _refuse_unbuilt(self, section: schema.Service) -> None:
+        """Refuse what would silently not hold: limits that are configured must limit."""
+        for key, value in (("rlimiter", section.rlimiter), ("quotas", section.quotas)):
+            if value:
+                raise Unavailable(f"{section.path}.{key}: not available in this version")
+        if any(key.lower() == "proxyprotocol" and value for key, value in section.metadata.items()):
+            raise Unavailable(f"{section.path}.metadata.proxyProtocol: not available in this version")
+
+    def _accept_policies(self, section: schema.Service) -> Policies:
+        admissions = self._all_named(
+            self._policies.admissions,
+            section.admission,
+            section.admissions,
+            section.path,
+            ("admission", "admissions"),
+            "admission",
+        )
+        limiter = self._named(self._policies.climiters, section.climiter, f"{section.path}.climiter", "climiter")
+        return Policies(tuple(admissions), limiter)
+
+    def _listener(self, section: schema.Service, listener: schema.Listener, options: ServiceOptions) -> Listener:
+        stack = self._component("listener", listener.kind, listener.path)
+        address = parse_endpoint(section.addr, f"{section.path}.addr") if section.addr else ANY
+        context = ListenerContext(
+            service=section.name,
+            path=listener.path,
+            netns=options.netns,
+            tls=lambda: self._server_tls(listener.tls, f"{listener.path}.tls"),
+        )
+        made: Listener = stack.make(
+            address, _bind(stack.Options, listener.metadata, f"{listener.path}.metadata"), context
+        )
+        made.netns = options.netns
+        return made
+
+    def _router(
+        self, section: schema.Service, handler: schema.Handler, options: ServiceOptions, log: Logger
+    ) -> ServiceRouter:
+        interface = options.interface or section.interface
+        mark = options.so_mark or (section.sockopts.mark if section.sockopts else 0)
+        if interface or mark or options.netns_out:
+            ways = dial_options(interface, mark, options.netns_out, self._own_mark, path=section.path)
+            direct = Direct(self._system, ways)
+        else:
+            direct = self._direct
+        chains = None if options.ignore_chain else self._chain_router(handler, direct)
+        traffic: list[TrafficLimiter] = []
+        for name, path, scope in (
+            (section.limiter, f"{section.path}.limiter", options.limiter_scope),
+            (handler.limiter, f"{handler.path}.limiter", "client"),
+        ):
+            limiter = self._named(self._policies.limiters, name, path, "limiter")
+            if limiter is not None:
+                traffic.append(self._policies.scoped(limiter, section.name, scope))
+        return ServiceRouter(
+            direct,
+            chains,
+            bypass=self._bypass(section),
+            hosts=self._named(self._policies.hosts, section.hosts, f"{section.path}.hosts", "hosts"),
+            resolver=self._named(self._policies.resolvers, section.resolver, f"{section.path}.resolver", "resolver"),
+            retries=handler.retries,
+            timeout=options.dial_timeout if options.dial_timeout > 0 else 15.0,
+            traffic=traffic,
+            log=log,
+        )
+
+    # ---- chains --------------------------------------------------------------------------------
+    def _chain_router(self, handler: schema.Handler, direct: Direct) -> ChainRouter | None:
+        chains: list[Chain] = []
+        if handler.chain:
+            chain = self._chain(handler.chain, f"{handler.path}.chain")
+            if chain is not None:
+                chains.append(chain)
+        group = handler.chain_group
+        if group is not None:
+            for entry in group.chains:
+                if entry.matcher is not None or entry.probe is not None:
+                    raise Unavailable(f"{entry.path}: matcher and probe are not available in this version")
+                chain = self._chain(entry.chain, f"{entry.path}.chain")
+                if chain is not None:
+                    chains.append(chain)
+            return ChainGroup(chains, _selector(group.selector))
+        return chains[0] if chains else None
+
+    def _way_of_chain(self, name: str, path: str) -> Any:
+        """Return the way out through the chain `name`, or the direct one for "": what name servers are asked by."""
+        chain = self._chain(name, path) if name else None
+        return ServiceRouter(self._direct, chain) if chain is not None else self._direct
+
+    def _chain(self, name: str, path: str) -> Chain | None:
+        if name in self._chains:
+            return self._chains[name]
+        section = self._named({chain.name: chain for chain in self._config.chains}, name, path, "chain")
+        if section is None:
+            return None
+        if name in self._building:
+            raise ConfigError(path, f"chain {name!r} needs itself, by way of a resolver's chain", code="config.cycle")
+        self._building.append(name)
+        try:
+            metadata = _bind(NodeOptions, section.metadata, f"{section.path}.metadata")
+            chain = Chain(
+                name,
+                [self._hop(hop, (name, str(index))) for index, hop in enumerate(section.hops)],
+                self._direct,
+                Marker(max(1, metadata.max_fails), metadata.fail_timeout or 10.0),
+                metadata.weight,
+                metadata.backup,
+            )
+        finally:
+            self._building.pop()
+        self._chains[name] = chain
+        return chain
+
+    def _hop(self, section: schema.Hop, key: tuple[str, ...]) -> Hop:
+        if section.is_reference and section.name:
+            found = self._named({hop.name: hop for hop in self._config.hops}, section.name, section.path, "hop")
+            section = found or section
+        for kind, value in (
+            ("plugin", section.plugin),
+            ("redis", section.redis),
+            ("file", section.file),
+            ("http", section.http),
+        ):
+            if value is not None:
+                raise Unavailable(f"{section.path}.{kind}: not available in this version")
+        options = _bind(HopOptions, section.metadata, f"{section.path}.metadata")
+        nodes = [
+            self._node(node, section, options, (*key, node.name or str(i))) for i, node in enumerate(section.nodes)
+        ]
+        return Hop(section.name, nodes, _selector(section.selector), self._bypass(section))
+
+    def _node(self, section: schema.Node, hop: schema.Hop, hop_options: HopOptions, key: tuple[str, ...]) -> Node:
+        _refuse_node(section)
+        options = _bind(NodeOptions, section.metadata, f"{section.path}.metadata")
+        connector_section = section.connector or schema.Connector(path=f"{section.path}.connector")
+        dialer_section = section.dialer or schema.Dialer(path=f"{section.path}.dialer")
+        stack = self._component("dialer", dialer_section.kind, dialer_section.path)
+        dialer_options = _bind(stack.Options, dialer_section.metadata, f"{dialer_section.path}.metadata")
+        address = parse_endpoint(section.addr, f"{section.path}.addr", default_port=0) if section.addr else ANY
+        transport = stack.make(
+            dialer_options, lambda: self._client_tls(dialer_section.tls, f"{dialer_section.path}.tls")
+        )
+        keepalive: Keepalive = (
+            dialer_options.keepalive.value() if hasattr(dialer_options, "keepalive") else DEFAULT_KEEPALIVE
+        )
+        direct = self._node_direct(section, hop, options, hop_options, keepalive)
+        connector_class = self._component("connector", connector_section.kind, connector_section.path)
+        auth = connector_section.auth or schema.Auth()
+        context = ConnectorContext(
+            username=auth.username,
+            password=Secret(auth.password),
+            tls=_Lazy(lambda: self._client_tls(connector_section.tls, f"{connector_section.path}.tls")),
+            name=address.host,
+            direct=direct or self._direct,
+            log=self._log.bind(kind="connector", connector=connector_section.kind, node=section.name),
+        )
+        connector = connector_class(
+            _bind(connector_class.Options, connector_section.metadata, f"{connector_section.path}.metadata"), context
+        )
+        marker = _marker(hop.selector, options)
+        before = self._previous.nodes.get(key) if self._previous else None
+        if before is not None and before.address == address:
+            marker.failures, marker.last = before.marker.failures, before.marker.last
+        hosts = section.hosts or hop.hosts
+        resolver = section.resolver or hop.resolver
+        node = Node(
+            section.name,
+            address,
+            transport,
+            connector,
+            marker,
+            self._bypass(section),
+            self._named(self._policies.hosts, hosts, f"{section.path}.hosts", "hosts"),
+            self._named(self._policies.resolvers, resolver, f"{section.path}.resolver", "resolver"),
+            direct,
+            options.weight,
+            options.backup,
+        )
+        self.nodes[key] = node
+        return node
+
+    def _node_direct(
+        self,
+        section: schema.Node,
+        hop: schema.Hop,
+        options: NodeOptions,
+        hop_options: HopOptions,
+        keepalive: Keepalive,
+    ) -> Direct | None:
+        interface = options.interface or section.interface or hop_options.interface or hop.interface
+        mark = (
+            options.so_mark
+            or (section.sockopts.mark if section.sockopts else 0)
+            or hop_options.so_mark
+            or (hop.sockopts.mark if hop.sockopts else 0)
+        )
+        netns = options.netns or section.netns
+        if not (interface or mark or netns or keepalive != DEFAULT_KEEPALIVE):
+            return None
+        return Direct(self._system, dial_options(interface, mark, netns, self._own_mark, keepalive, section.path))
+
+    def _forwarder(self, section: schema.Service) -> Hop | None:
+        forwarder = section.forwarder
+        if forwarder is None:
+            return None
+        if forwarder.hop_group is not None:
+            raise Unavailable(f"{forwarder.path}.hopGroup: not available in this version")
+        if forwarder.hop or forwarder.name:
+            hop = self._named(
+                {hop.name: hop for hop in self._config.hops},
+                forwarder.hop or forwarder.name,
+                f"{forwarder.path}.hop",
+                "hop",
+            )
+            return self._hop(hop, ("hop", hop.name)) if hop is not None else None
+        targets = [self._target(node, forwarder) for node in forwarder.nodes]
+        return Hop(section.name, targets, _selector(forwarder.selector))
+
+    def _target(self, section: schema.ForwardNode, forwarder: schema.Forwarder) -> Node:
+        _refuse_node(section)
+        if "://" in section.addr:
+            raise Unavailable(f"{section.path}.addr: {section.addr!r}: schemes are not available in this version")
+        options = _bind(NodeOptions, section.metadata, f"{section.path}.metadata")
+        target = self._component("connector", "forward", section.path)
+        return Node(
+            section.name,
+            parse_endpoint(section.addr, f"{section.path}.addr"),
+            Transport("tcp", StreamDialer()),
+            target(_bind(target.Options, {}, section.path), ConnectorContext()),
+            _marker(forwarder.selector, options),
+            self._bypass(section),
+            weight=options.weight,
+            backup=options.backup,
+        )
+
+    # ---- TLS -----------------------------------------------------------------------------------
+    def _server_tls(self, section: schema.TLS | None, path: str) -> Layer:
+        return TlsLayer.for_server(section, self._certificates, path)
+
+    def _client_tls(self, section: schema.TLS | None, path: str) -> Layer:
+        return TlsLayer.for_client(section, path)
+
+    def _component(self, kind: Any, name: str, path: str) -> Any:
+        try:
+            return self._catalog.of(kind).get(name, f"{path}.type")
+        except Unavailable as exc:
+            raise Unavailable(f"{path}.type: {exc}") from exc
+
+
+class _Lazy:
+    """A TLS layer that is made when a peer first asks for it: most services never do."""
+
+    def __init__(self, make: Callable[[], Layer]) -> None:
+        self._make = make
+        self._layer: Layer | None = None
+
+    def _get(self) -> Layer:
+        if self._layer is None:
+            self._layer = self._make()
+        return self._layer
+
+    async def server(self, flow: Any, below: Any) -> Any:
+        """Run the server side."""
+        return await self._get().server(flow, below)
+
+    async def client(self, flow: Any, below: Any, name: str) -> Any:
+        """Run the client side."""
+        return await self._get().client(flow, below, name)
+
+
+def _bind(options: type[T], metadata: Mapping[str, Any], path: str) -> T:
+    problems: list[Problem] = []
+    bound = bind_options(options, metadata, path, set(), problems)
+    for problem in problems:
+        if problem.severity == "error":
+            raise ConfigError(problem.path, problem.message, code=problem.code)
+    return bound
+
+
+def _refuse_node(section: schema.Node | schema.ForwardNode) -> None:
+    """Refuse what would change where traffic goes and is not built: a route that is silently wrong leaks."""
+    for kind, value in (("matcher", section.matcher), ("filter", section.filter), ("probe", section.probe)):
+        if value is not None:
+            raise Unavailable(f"{section.path}.{kind}: not available in this version")
+
+
+def _selector(section: schema.Selector | None) -> Selector:
+    if section is None:
+        return Selector()
+    return Selector(strategy_of(section.strategy, f"{section.path}.strategy"))
+
+
+def _marker(section: schema.Selector | None, options: NodeOptions) -> Marker:
+    max_fails = options.max_fails or (section.max_fails if section else 0)
+    fail_timeout = options.fail_timeout or (section.fail_timeout if section else 0.0)
+    return Marker(max_fails if max_fails > 0 else 1, fail_timeout if fail_timeout > 0 else 10.0)
+
+
+def _identity(section: schema.Service) -> object:
+    """What the listening socket depends on: equal ones share it across a reload."""
+    listener = section.listener
+    place = {key.lower(): value for key, value in section.metadata.items() if key.lower() in ("netns",)}
+    return (section.addr, listener.kind if listener else "tcp", listener, repr(place))
+
+
+def _logger(section: schema.Log | None, fields: dict[str, Any]) -> Logger:
+    if section is None:
+        return Logger(open_sink("stderr"), fields=fields)
+    level = LEVELS.get(section.level.lower(), LEVELS["info"])
+    return Logger(open_sink(section.output), level, text=section.format == "text", fields=fields)

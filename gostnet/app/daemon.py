@@ -1,0 +1,302 @@
+"""The daemon's life: everything or nothing at the start, reload on HUP, an orderly end on TERM and INT."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..config.argv import Invocation
+from ..config.finding import Finding
+from ..config.load import Loaded, Loader
+from ..core.contracts import Resolver
+from ..core.errors import GostnetError
+from ..core.log import Logger
+from ..core.tasks import Scope, in_thread, run
+from ..pipeline.service import Service
+from ..policies.system import SystemResolver
+from .assemble import Assembler, Assembly
+from .catalog import catalog
+from .checking import check_loaded
+from .kernel import KernelState, wanted_by
+
+DRAIN_TIMEOUT = 5.0
+"""Seconds that connections have to end by themselves at a stop."""
+
+RESTART = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds before a failed service is restarted, by the number of failures in a row."""
+
+
+def run_daemon(invocation: Invocation) -> int:
+    """Run until TERM or INT; return the exit status. Errors of the configuration are printed like those of `check`."""
+    loader = Loader(invocation)
+    loaded = loader.load()
+    findings = check_loaded(loaded, strict=invocation.strict, lenient=invocation.lenient)
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    if any(finding.severity == "error" for finding in findings):
+        return 1
+    _raise_descriptor_limit()
+    daemon = Daemon(invocation, loader)
+    try:
+        return run(daemon.run(loaded))
+    except KeyboardInterrupt:
+        return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Every connection takes two descriptors: use all that we may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 20)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError):
+        pass
+
+
+def assemble(loaded: Loaded, *, lenient: bool = False, previous: Assembly | None = None) -> Assembly:
+    """Build the objects of a configuration, nothing of it open. Raise ConfigError or Unavailable."""
+
+    def system(mark: int) -> Resolver:
+        return SystemResolver(mark)
+
+    return Assembler(loaded.config, catalog(), system, lenient=lenient, previous=previous).build()
+
+
+@dataclass(slots=True)
+class _Running:
+    """A service that serves, and the task that keeps it so."""
+
+    service: Service
+    task: asyncio.Task[None]
+
+
+class Daemon:
+    """One instance: its services, its kernel state, its signals."""
+
+    def __init__(self, invocation: Invocation, loader: Loader) -> None:
+        self._invocation = invocation
+        self._loader = loader
+        self._running: dict[str, _Running] = {}
+        self._assembly: Assembly | None = None
+        self._kernel = KernelState(invocation.instance)
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+
+    async def run(self, loaded: Loaded) -> int:
+        """Start, serve until a signal says stop, wind down."""
+        scope = Scope("daemon")
+        try:
+            assembly = self._assemble(loaded)
+            self._assembly = assembly
+        except GostnetError as exc:
+            _print_error(exc, loaded)
+            return 1
+        log = assembly.log
+        self._watch_signals()
+        try:
+            await self._start(assembly, scope)
+        except GostnetError as exc:
+            log.fatal(_with_hint(exc))
+            log.sink.close()
+            return 1
+        gc.collect()
+        gc.freeze()  # what lives as long as the daemon is never looked at again by the collector
+        log.info("ready", services=len(assembly.services), pid=os.getpid())
+        _notify("READY=1")
+        await self._serve_signals(scope, log)
+        log.info("stopping")
+        _notify("STOPPING=1")
+        await self._wind_down(scope)
+        log = self._assembly.log
+        log.info("stopped")
+        log.sink.close()
+        return 0
+
+    # ---- start ---------------------------------------------------------------------------------
+    def _assemble(self, loaded: Loaded) -> Assembly:
+        return assemble(loaded, lenient=self._invocation.lenient, previous=self._assembly)
+
+    async def _start(self, assembly: Assembly, scope: Scope) -> None:
+        """Open all listeners, then apply the kernel state, then accept; undo everything if a step fails."""
+        opened: list[Service] = []
+        try:
+            for step in await in_thread(self._kernel.recover):
+                assembly.log.warn(f"left by a dead instance, undone: {step}")
+            for service in assembly.services.values():
+                await service.open()
+                opened.append(service)
+            await in_thread(self._kernel.apply, wanted_by(assembly.services.values()))
+        except BaseException:
+            for service in opened:
+                await service.aclose()
+            await in_thread(self._kernel.rollback)
+            raise
+        for service in assembly.services.values():
+            self._serve(service, scope)
+
+    def _serve(self, service: Service, scope: Scope) -> None:
+        self._running[service.name] = _Running(service, scope.start(self._keep_serving(service), service.name))
+
+    async def _keep_serving(self, service: Service) -> None:
+        """Serve; a service that fails is closed, waits and opens again, and the others live on."""
+        failures = 0
+        while True:
+            try:
+                await service.serve()
+                return
+            except asyncio.CancelledError:
+                raise
+            except Exception as exc:
+                pause = RESTART[min(failures, len(RESTART) - 1)]
+                failures += 1
+                service.log.error(f"service failed: {exc}; restarting in {pause:g}s", error=type(exc).__name__)
+                await service.aclose()
+                await asyncio.sleep(pause)
+                try:
+                    await service.open()
+                except GostnetError as error:
+                    service.log.error(f"cannot be restarted yet: {error}")
+
+    # ---- signals -------------------------------------------------------------------------------
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        actions: Sequence[tuple[int, Callable[[], None]]] = (
+            (signal.SIGTERM, self._stop.set),
+            (signal.SIGINT, self._stop.set),
+            (signal.SIGHUP, self._reload.set),
+        )
+        for number, action in actions:
+            loop.add_signal_handler(number, action)
+
+    async def _serve_signals(self, scope: Scope, log: Logger) -> None:
+        """Reload when asked, until asked to stop. `-R` asks periodically, and does so only if something changed."""
+        stop, reload = self._stop, self._reload
+        period = self._invocation.reload
+        while not stop.is_set():
+            waiter = scope.start(stop.wait(), "stop")
+            hup = scope.start(reload.wait(), "reload")
+            await asyncio.wait((waiter, hup), timeout=period or None, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
+            hup.cancel()
+            if stop.is_set():
+                return
+            quiet = not reload.is_set()
+            reload.clear()
+            await self._reload_now(scope, self._assembly.log if self._assembly else log, quiet)
+
+    async def _reload_now(self, scope: Scope, log: Logger, quiet: bool) -> None:
+        """Read the configuration again and change over, or say why not and change nothing."""
+        _notify("RELOADING=1")
+        try:
+            loaded = await in_thread(self._loader.load)
+            findings = await in_thread(check_loaded, loaded, self._invocation.strict, self._invocation.lenient)
+            errors = [finding for finding in findings if finding.severity == "error"]
+            if errors:
+                for finding in errors:
+                    log.error(f"reload: {finding}")
+                log.error("reload: the configuration has errors; the old one stays")
+                return
+            fresh = self._assemble(loaded)
+            await self._change_over(fresh, scope)
+        except GostnetError as exc:
+            log.error(f"reload: {_with_hint(exc)}; the old configuration stays")
+            return
+        finally:
+            _notify("READY=1")
+        (log.debug if quiet else log.info)("config auto reloaded" if quiet else "config reloaded")
+
+    async def _change_over(self, fresh: Assembly, scope: Scope) -> None:
+        """Replace the services by those of `fresh`: all or nothing.
+
+        A service whose listener is described as before keeps its socket, and with it its connections and those that
+        wait to be accepted; its new connections take the new handler. Others are closed before the new ones open,
+        as they may want the same port, and are opened again if a new one cannot be.
+        """
+        old = self._assembly
+        assert old is not None
+        kept = [name for name in fresh.services if name in old.services and fresh.identity[name] == old.identity[name]]
+        gone = [name for name in old.services if name not in kept]
+        opened: list[Service] = []
+        closed: list[Service] = []
+        try:
+            for name in gone:
+                running = self._running[name]
+                running.task.cancel()
+                await asyncio.wait((running.task,))
+                await running.service.aclose()
+                closed.append(running.service)
+            for name, service in fresh.services.items():
+                if name not in kept:
+                    await service.open()
+                    opened.append(service)
+            wanted = [old.services[name] for name in kept] + opened
+            await in_thread(self._kernel.apply, wanted_by(wanted))
+        except BaseException:
+            for service in opened:
+                await service.aclose()
+            for service in closed:
+                await service.open()
+                self._serve(service, scope)
+            await in_thread(self._kernel.apply, wanted_by(old.services.values()))
+            raise
+        for name in kept:
+            old.services[name].adopt(fresh.services[name])
+            fresh.services[name] = old.services[name]
+        for service in closed:
+            self._running.pop(service.name, None)
+            scope.start(service.drain(DRAIN_TIMEOUT), f"drain {service.name}")
+        for service in opened:
+            self._serve(service, scope)
+        old_log, self._assembly = old.log, fresh
+        if old_log.sink is not fresh.log.sink:
+            old_log.sink.close()
+
+    # ---- end -----------------------------------------------------------------------------------
+    async def _wind_down(self, scope: Scope) -> None:
+        """Stop accepting, let connections drain, cancel the rest, give the kernel back."""
+        services = [running.service for running in self._running.values()]
+        for running in self._running.values():
+            running.task.cancel()
+            await running.service.aclose()
+        drains = Scope("drain")
+        for service in services:
+            drains.start(service.drain(DRAIN_TIMEOUT), service.name)
+        await drains.drain(DRAIN_TIMEOUT + 5)
+        await drains.cancel()
+        await scope.cancel()
+        await in_thread(self._kernel.rollback)
+
+
+def _with_hint(exc: GostnetError) -> str:
+    return f"{exc} ({exc.hint})" if exc.hint else str(exc)
+
+
+def _print_error(exc: GostnetError, loaded: Loaded) -> None:
+    """Print an error that came up while objects were built, with its place where its path is known."""
+    path, _, message = str(exc).partition(": ")
+    spot = loaded.config.positions.find(path)
+    if spot is not None:
+        print(Finding(spot.value, path, message, exc.code), file=sys.stderr)
+    else:
+        print(f"gostnet: error: {_with_hint(exc)} [{exc.code}]", file=sys.stderr)
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, where it listens (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.sendto(state.encode(), address)
+    except OSError:
+        pass  # not being heard must not stop the daemon

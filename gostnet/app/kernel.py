@@ -1,0 +1,128 @@
+"""The daemon's kernel state, and the verbs `plan` and `rollback`: where components' wishes meet the kernel package."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config.argv import Invocation
+from ..config.load import Loader
+from ..core.errors import GostnetError
+from ..core.resources import Resource
+from ..pipeline.service import Service
+
+if TYPE_CHECKING:
+    # The kernel package brings pyroute2 along, which a plain proxy service never needs: 15 MiB and 0.2 s.
+    from ..kernel.plan import Step
+    from ..kernel.provision import Provisioner
+
+Wanted = Mapping[str, Sequence[Resource]]
+"""Resources by network namespace, "" for the daemon's own."""
+
+
+def wanted_by(services: Iterable[Service]) -> dict[str, list[Resource]]:
+    """Collect what the listeners of `services` need; valid once they are open."""
+    wanted: dict[str, list[Resource]] = {}
+    for service in services:
+        resources = service.listener.source.resources()
+        if resources:
+            wanted.setdefault(service.listener.netns, []).extend(resources)
+    return wanted
+
+
+class KernelState:
+    """What one instance makes the kernel hold, in every namespace where it has listeners. Synchronous."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+        self._provisioners: dict[str, Provisioner] = {}
+
+    def recover(self) -> list[Step]:
+        """Undo what dead instances left in the daemon's namespace, if there is a trace of any."""
+        homes = (Path("/run/gostnet"), Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")) / "gostnet")
+        if not any(path for home in homes for path in home.glob("*.journal")):
+            return []
+        from ..kernel.recovery import recover
+
+        return recover().steps
+
+    def apply(self, wanted: Wanted) -> list[Step]:
+        """Make the kernel hold `wanted`, no more and no less of ours. Raise KernelError, with nothing half done."""
+        if not wanted and not self._provisioners:
+            return []
+        from ..kernel.provision import Provisioner
+
+        steps: list[Step] = []
+        for netns in {*wanted, *self._provisioners}:
+            resources = wanted.get(netns, ())
+            if netns not in self._provisioners:
+                self._provisioners[netns] = Provisioner(self._instance, netns=netns or None)
+            steps += self._provisioners[netns].apply(resources)
+        return steps
+
+    def rollback(self) -> list[Step]:
+        """Undo everything and close."""
+        steps: list[Step] = []
+        while self._provisioners:
+            _, provisioner = self._provisioners.popitem()
+            try:
+                steps += provisioner.rollback()
+            finally:
+                provisioner.close()
+        return steps
+
+
+def plan(invocation: Invocation) -> int:
+    """Print what `run` would change in the kernel; change nothing."""
+    from ..kernel.provision import Provisioner
+    from .checking import check_loaded
+    from .daemon import assemble
+
+    loaded = Loader(invocation).load()
+    findings = check_loaded(loaded, strict=invocation.strict, lenient=invocation.lenient)
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    if any(finding.severity == "error" for finding in findings):
+        return 1
+    try:
+        assembly = assemble(loaded, lenient=invocation.lenient)
+        steps: list[Step] = []
+        for netns, resources in wanted_by(assembly.services.values()).items():
+            with Provisioner(invocation.instance, netns=netns or None) as provisioner:
+                steps += provisioner.plan(resources)
+    except GostnetError as exc:
+        print(f"gostnet: error: {exc} [{exc.code}]", file=sys.stderr)
+        return 1
+    _print_steps(steps, "no changes", invocation.json)
+    return 0
+
+
+def rollback(invocation: Invocation) -> int:
+    """Undo what dead instances left in this network namespace; name those that live."""
+    from ..kernel.recovery import recover
+
+    try:
+        steps, live = recover()
+    except GostnetError as exc:
+        print(f"gostnet: error: {exc} [{exc.code}]", file=sys.stderr)
+        return 1
+    for name in live:
+        print(f"instance {name} is running and was left alone", file=sys.stderr)
+    _print_steps(steps, "nothing to roll back", invocation.json)
+    return 1 if any(step.verb == "keep" for step in steps) else 0
+
+
+def _print_steps(steps: Sequence[Step], none: str, as_json: bool) -> None:
+    lines = [line for step in steps for line in str(step).splitlines()]
+    if as_json:
+        print(json.dumps({"steps": lines}, indent=2))
+    elif lines:
+        print("\n".join(lines))
+    else:
+        print(none)
+    sys.stdout.flush()
+

@@ -1,0 +1,218 @@
+"""Services: accepting, refusing, failing, draining. Names of tests carry the ids of docs/compatibility.md."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from gostnet.core.address import Endpoint
+from gostnet.core.contracts import Policies
+from gostnet.core.egress import Egress
+from gostnet.core.flow import Flow
+from gostnet.core.sockets import SocketStream, connect_tcp
+from gostnet.core.stream import Stream
+from gostnet.core.tasks import Scope, run
+from gostnet.pipeline.service import Service, State
+from gostnet.pipeline.transport import AcceptError, Listener, Source
+from gostnet.transports.tcp import TcpOptions, TcpSource
+
+from .kit import Direct
+
+
+class Echo:
+    """Answers each chunk; fails on command."""
+
+    accepts = (Stream,)
+
+    async def handle(self, flow: Flow, conn: Stream, egress: Egress) -> None:
+        while data := await conn.receive():
+            if data == b"crash":
+                raise ZeroDivisionError("a fault of ours")
+            await conn.send(data)
+
+
+class Limit:
+    """At most `most` connections."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+
+    def acquire(self, client: Endpoint) -> Limit | None:
+        if self.held >= self.most:
+            return None
+        self.held += 1
+        return self
+
+    def release(self) -> None:
+        self.held -= 1
+
+
+class Nobody:
+    def admits(self, client: Endpoint) -> bool:
+        return False
+
+
+async def started(policies: Policies | None = None, layers: Sequence[Any] = ()) -> tuple[Service, Scope]:
+    source = TcpSource(Endpoint("127.0.0.1", 0), TcpOptions())
+    service = Service("test", Listener("tcp", source, layers), Echo(), Direct(), policies)
+    await service.open()
+    scope = Scope("service")
+    scope.start(service.serve())
+    return service, scope
+
+
+async def stop(service: Service, scope: Scope) -> None:
+    await service.aclose()
+    await scope.cancel()
+    await service.drain(1)
+    assert not service.flows
+
+
+async def client(service: Service) -> SocketStream:
+    address = service.listener.source.address
+    return await connect_tcp(address.host, address.port)
+
+
+async def ask(stream: SocketStream, data: bytes) -> bytes:
+    await stream.send(data)
+    return await stream.receive()
+
+
+def test_connections_are_served_and_a_fault_takes_only_its_own() -> None:
+    async def main() -> None:
+        service, scope = await started()
+        first, second = await client(service), await client(service)
+        assert await ask(first, b"one") == b"one"
+        assert await ask(second, b"two") == b"two"
+        assert await ask(first, b"crash") == b""
+        assert await ask(second, b"three") == b"three"
+        assert service.state is State.READY
+        for stream in (first, second):
+            stream.abort()
+        await stop(service, scope)
+        assert service.state is State.CLOSED
+
+    run(main())
+
+
+def test_s14_over_the_limit_is_refused_and_the_service_lives_on() -> None:
+    async def main() -> None:
+        limit = Limit(1)
+        service, scope = await started(Policies(connections=limit))
+        first = await client(service)
+        assert await ask(first, b"in") == b"in"
+        for _ in range(3):
+            refused = await client(service)
+            assert await refused.receive() == b""
+            refused.abort()
+        first.abort()
+        while limit.held:
+            await asyncio.sleep(0)
+        again = await client(service)
+        assert await ask(again, b"again") == b"again"
+        again.abort()
+        await stop(service, scope)
+        assert limit.held == 0
+
+    run(main())
+
+
+def test_a_client_that_is_not_admitted_gets_nothing() -> None:
+    async def main() -> None:
+        service, scope = await started(Policies(admissions=(Nobody(),)))
+        refused = await client(service)
+        assert await refused.receive() == b""
+        refused.abort()
+        await stop(service, scope)
+
+    run(main())
+
+
+def test_a_layer_that_never_finishes_ends_with_the_handshake_deadline() -> None:
+    class Stuck:
+        async def server(self, flow: Flow, below: Stream) -> Stream:
+            await below.receive()
+            raise AssertionError("nothing comes")
+
+        async def client(self, flow: Flow, below: Stream, name: str) -> Stream:
+            return below
+
+    async def main() -> None:
+        service, scope = await started(layers=(Stuck(),))
+        service.HANDSHAKE = 0.05  # type: ignore[misc]
+        silent = await client(service)
+        assert await silent.receive() == b""
+        silent.abort()
+        await stop(service, scope)
+
+    run(main())
+
+
+def test_s12_accepting_fails_for_a_while_then_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flaky(Source[Any]):
+        def __init__(self, below: TcpSource) -> None:
+            self.below = below
+            self.failures = 2
+
+        async def open(self) -> None:
+            await self.below.open()
+            self.address = self.below.address
+
+        async def accept(self) -> Sequence[tuple[Flow, Any]]:
+            if self.failures:
+                self.failures -= 1
+                raise AcceptError("too many open files")
+            return await self.below.accept()
+
+        async def aclose(self) -> None:
+            await self.below.aclose()
+
+        def abort(self) -> None:
+            self.below.abort()
+
+    async def main() -> None:
+        monkeypatch.setattr(Service, "BACKOFF", (0.01, 0.02))
+        source = Flaky(TcpSource(Endpoint("127.0.0.1", 0), TcpOptions()))
+        service = Service("test", Listener("tcp", source), Echo(), Direct())
+        await service.open()
+        scope = Scope("service")
+        scope.start(service.serve())
+        stream = await client(service)
+        assert await ask(stream, b"late") == b"late"
+        states = [event for event in service.events if "failed" in event]
+        assert len(states) == 2
+        assert service.state is State.READY
+        assert service.last_error is None
+        stream.abort()
+        await stop(service, scope)
+
+    run(main())
+
+
+def test_s10_draining_lets_a_connection_finish_and_cancels_the_rest() -> None:
+    async def main() -> None:
+        service, scope = await started()
+        polite, rude = await client(service), await client(service)
+        assert await ask(polite, b"a") == b"a"
+        assert await ask(rude, b"b") == b"b"
+        await service.aclose()
+        await scope.cancel()
+        draining = Scope("drain")
+        draining.start(service.drain(0.2))
+        assert await ask(polite, b"still") == b"still"
+        await polite.send_eof()
+        assert await polite.receive() == b""
+        assert await rude.receive() == b""
+        await draining.drain(5)
+        assert not service.flows
+        polite.abort()
+        rude.abort()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(service.listener.source.address)
+
+    run(main())
