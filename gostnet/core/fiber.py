@@ -26,7 +26,8 @@ class Parking(Protocol):
 
 
 @types.coroutine
-def _suspend() -> Generator[object, None, None]:
+def suspend() -> Generator[object, None, None]:
+    """Stop the running fiber; what it waits at is in its `waiting`."""
     yield _PARKED
 
 
@@ -42,11 +43,11 @@ class Fiber:
         "_loop",
         "_must_cancel",
         "_scheduled",
-        "_waiting",
         "cancelled",
         "error",
         "finished",
         "name",
+        "waiting",
     )
 
     def __init__(self, work: Coroutine[Any, Any, Any], name: str) -> None:
@@ -55,7 +56,7 @@ class Fiber:
         self._coro = work
         hub = self._hub = current_hub()
         self._loop = hub.loop
-        self._waiting: Any = None
+        self.waiting: Any = None
         self._must_cancel = False
         self._cancelling = 0
         self._callbacks: list[Callable[[Fiber], object]] = []
@@ -67,19 +68,19 @@ class Fiber:
 
     async def park(self, place: Parking) -> None:
         """Suspend until `wake`, or until a cancellation, of which `place` is told."""
-        self._waiting = place
-        await _suspend()
+        self.waiting = place
+        await suspend()
 
     def wake(self) -> None:
         """Resume the fiber now, in the caller's stack; only from a callback of the loop."""
-        self._waiting = None
+        self.waiting = None
         if not self._scheduled:
             self._step()
 
     def wake_later(self) -> None:
         """Resume the fiber in the loop's next turn, unless something else does."""
-        if self._waiting is not None:
-            self._waiting = None
+        if self.waiting is not None:
+            self.waiting = None
             self._schedule()
 
     def _schedule(self) -> None:
@@ -128,14 +129,14 @@ class Fiber:
             self._schedule()
             return
         future._asyncio_future_blocking = False
-        self._waiting = future
+        self.waiting = future
         future.add_done_callback(self._future_done)
         if self._must_cancel and future.cancel():
             self._must_cancel = False
 
     def _future_done(self, future: asyncio.Future[Any]) -> None:
-        if self._waiting is future:
-            self._waiting = None
+        if self.waiting is future:
+            self.waiting = None
             self._step()
 
     def _end(self, error: BaseException | None) -> None:
@@ -155,7 +156,7 @@ class Fiber:
         return True
 
     def _interrupt(self) -> None:
-        waiting = self._waiting
+        waiting = self.waiting
         if waiting is None:
             self._must_cancel = True  # it runs, or is about to: the next step throws
         elif isinstance(waiting, asyncio.Future):
@@ -163,7 +164,7 @@ class Fiber:
                 self._must_cancel = True
         else:
             waiting.leave(self)
-            self._waiting = None
+            self.waiting = None
             self._must_cancel = True
             self._schedule()
 
@@ -299,9 +300,10 @@ class _Queue:
 
 
 class deadline:
-    """`async with deadline(seconds):` raise TimeoutError when the body takes longer; 0 or less never does.
+    """`with deadline(seconds):` raise TimeoutError when the body takes longer; 0 or less never does.
 
-    The cheap form of asyncio.timeout for durations that many connections share: no timer per use.
+    The cheap form of asyncio.timeout for durations that many connections share: no timer per use, and nothing to
+    await on entry and exit.
     """
 
     __slots__ = ("_entry", "_queue", "_seconds")
@@ -310,7 +312,7 @@ class deadline:
         self._seconds = seconds
         self._entry: _Entry | None = None
 
-    async def __aenter__(self) -> deadline:
+    def __enter__(self) -> deadline:
         if self._seconds > 0:
             hub = current_hub()
             queue = hub.deadlines.get(self._seconds)
@@ -321,7 +323,7 @@ class deadline:
             self._entry = queue.add(task)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
         entry = self._entry

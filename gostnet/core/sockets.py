@@ -17,7 +17,7 @@ from select import EPOLLERR, EPOLLHUP
 from .address import ANY, Endpoint, parse_ip
 from .datagrams import Datagram, Datagrams
 from .errors import ConfigError, ConnError, DialTimeout, KernelError, conn_error, dial_error
-from .fiber import Fiber, Waker
+from .fiber import Fiber, Waker, suspend
 from .hub import READABLE, WRITABLE, Hub, OnEvents, current_hub
 from .stream import CHUNK, Buffer, Stream
 
@@ -58,16 +58,20 @@ class Readiness:
 
     It owns the descriptor: `release` forgets, closes, and wakes whoever still waits; the operation it repeats then
     finds the socket closed and raises.
+
+    events     the epoll bits of the last edge
+    pending    an edge has come that no read has followed yet: an engine that takes over reads at once
     """
 
-    __slots__ = ("_reader", "_registered", "_writer", "events", "fd", "hub", "sock")
+    __slots__ = ("_reader", "_writer", "events", "fd", "hub", "pending", "registered", "sock")
 
     def __init__(self, sock: socket.socket, hub: Hub | None = None) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.hub = hub or current_hub()
         self.events = 0
-        self._registered = False
+        self.pending = False
+        self.registered = False
         self._reader: Fiber | Waker | None = None
         self._writer: Fiber | Waker | None = None
 
@@ -79,6 +83,8 @@ class Readiness:
             if reader is not None:
                 self._reader = None
                 reader.wake()
+            else:
+                self.pending = True
         if events & WRITABLE:
             writer = self._writer
             if writer is not None:
@@ -87,22 +93,24 @@ class Readiness:
 
     def register(self) -> None:
         """Register with the hub unless that is done: the first wait does it, so who never waits pays nothing."""
-        if not self._registered:
+        if not self.registered:
             if self.fd < 0:
                 raise ConnError("closed by this side")
             self.hub.register(self.fd, self.on_events)
-            self._registered = True
+            self.registered = True
 
     async def readable(self) -> None:
-        """Wait for the edge that follows an EAGAIN of a read."""
+        """Wait for the edge that follows an EAGAIN of a read, or that registering brings if something is there."""
         if self._reader is not None:
             raise RuntimeError("two tasks read the same socket")
-        if not self._registered:
+        if not self.registered:
             self.register()
+        self.pending = False
         fiber = self.hub.fiber
         if fiber is not None:
             self._reader = fiber
-            await fiber.park(self)
+            fiber.waiting = self
+            await suspend()
             return
         waker = self._reader = Waker(self.hub.loop.create_future())
         try:
@@ -115,12 +123,13 @@ class Readiness:
         """Wait for the edge that follows an EAGAIN of a write, or a connect in progress."""
         if self._writer is not None:
             raise RuntimeError("two tasks write the same socket")
-        if not self._registered:
+        if not self.registered:
             self.register()
         fiber = self.hub.fiber
         if fiber is not None:
             self._writer = fiber
-            await fiber.park(self)
+            fiber.waiting = self
+            await suspend()
             return
         waker = self._writer = Waker(self.hub.loop.create_future())
         try:
@@ -144,16 +153,16 @@ class Readiness:
 
     def unclaim(self) -> None:
         """Take the events back from an engine."""
-        if self._registered:
+        if self.registered:
             self.hub.replace(self.fd, self.on_events)
 
     def release(self) -> None:
         """Close the socket. Idempotent."""
         if self.fd < 0:
             return
-        if self._registered:
+        if self.registered:
             self.hub.forget(self.fd)
-            self._registered = False
+            self.registered = False
         self.fd = -1
         self.sock.close()
         for waiter in (self._reader, self._writer):
@@ -191,15 +200,22 @@ class SocketStream(Stream):
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         if self._head:
             return self._take_head(max_bytes)
+        readiness = self.readiness
+        if not readiness.registered:
+            # The peer has rarely spoken yet: registering tells, a vain read would cost more.
+            await readiness.readable()
         while True:
             try:
                 data = self._sock.recv(max_bytes)
             except (BlockingIOError, InterruptedError):
-                await self.readiness.readable()
+                await readiness.readable()
             except OSError as exc:
                 raise conn_error(exc) from exc
             else:
-                self.received += len(data)
+                got = len(data)
+                self.received += got
+                if got == max_bytes:
+                    readiness.pending = True
                 return data
 
     def receive_now(self, max_bytes: int = CHUNK) -> bytes | None:

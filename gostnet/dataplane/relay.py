@@ -7,6 +7,7 @@ from ..core.flow import Flow
 from ..core.sockets import SocketStream
 from ..core.stream import Stream
 from . import copy, splice
+from .opening import Opening, between, bottom
 
 
 def leaf(stream: Stream) -> Stream:
@@ -27,11 +28,17 @@ async def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0)
     so that neither takes a cut answer for a whole one), IdleTimeout after `idle` seconds without a byte.
     """
     below_client, below_upstream = leaf(client), leaf(upstream)
+    first: splice.First = (None, None)
+    if isinstance(below_client, Opening) or isinstance(below_upstream, Opening):
+        sockets = bottom(below_client), bottom(below_upstream)
+        if splice.fits(flow, *sockets):
+            first = between(below_client, below_upstream)
+            below_client, below_upstream = sockets
     try:
         if splice.fits(flow, below_client, below_upstream):
             assert isinstance(below_client, SocketStream)
             assert isinstance(below_upstream, SocketStream)
-            await splice.relay(flow, below_client, below_upstream, idle)
+            await splice.relay(flow, below_client, below_upstream, idle, first)
         else:
             await copy.relay(flow, below_client, below_upstream, idle)
     except ConnError:

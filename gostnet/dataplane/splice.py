@@ -22,6 +22,7 @@ from ..core.flow import Flow, Meter, Shaper
 from ..core.hub import READABLE, Hub
 from ..core.sockets import SocketStream
 from . import shaper as limits
+from .opening import FirstBytes
 
 PIPE_SIZE = 262144
 """Bytes: 64 KiB halves the rate, 1 MiB gains nothing and exhausts pipe-user-pages-soft sooner (measured)."""
@@ -38,6 +39,9 @@ _F_SETPIPE_SZ = 1031
 _HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 Pipe = tuple[int, int]
+
+First = tuple[FirstBytes | None, FirstBytes | None]
+"""What is done to the first bytes of the two directions: up, down."""
 
 
 class PipePool:
@@ -102,6 +106,7 @@ class _Half:
 
     try_read    a read may yield something: an edge came since the last one found nothing
     hung_up     the source's peer has closed, and its edge has been: read on until the end of stream
+    first       what is done to the first bytes, None when that is over, or was never anything
     failed      the sink refused bytes; what the other direction still has to say is delivered all the same
     """
 
@@ -110,6 +115,7 @@ class _Half:
         "done",
         "eof",
         "failed",
+        "first",
         "hung_up",
         "in_pipe",
         "meter",
@@ -132,6 +138,7 @@ class _Half:
         up: bool,
         shapers: Sequence[Shaper],
         pool: PipePool,
+        first: FirstBytes | None,
     ) -> None:
         self.source = source
         self.sink = sink
@@ -139,7 +146,10 @@ class _Half:
         self.up = up
         self.shapers = shapers
         self.pool = pool
+        self.first = first
         self.rest: bytes | memoryview = source.take_unread()
+        if first is not None and self.rest:
+            self.rest = self._begin(self.rest)
         self.pipe: Pipe | None = None
         self.in_pipe = 0
         self.bulk = False
@@ -147,13 +157,9 @@ class _Half:
         self.done = False
         self.failed: OSError | None = None
         self.paused = False
-        self.try_read = True
-        self.hung_up = False
-
-    @property
-    def sending(self) -> bool:
-        """Whether bytes wait for room in the sink."""
-        return bool(self.in_pipe or self.rest)
+        readiness = source.readiness
+        self.hung_up = readiness.events & _HUNG_UP != 0
+        self.try_read = readiness.pending or self.hung_up
 
     def pump(self, last: bool) -> bool:
         """Move bytes until something blocks or the direction ends; return True if the budget ended it.
@@ -228,14 +234,44 @@ class _Half:
         return not left
 
     def _take(self, wanted: int) -> int:
-        if self.bulk:
+        if self.bulk and self.first is None:
             if self.pipe is None:
                 self.pipe = self.pool.take()
             if self.pipe is not None:
                 self.in_pipe = os.splice(self.source.readiness.fd, self.pipe[1], wanted, flags=_FLAGS)
                 return self.in_pipe
-        self.rest = self.source.sock.recv(min(wanted, SMALL))
-        return len(self.rest)
+        data = self.source.sock.recv(min(wanted, SMALL))
+        self.rest = data if self.first is None else self._begin(data)
+        return len(data)
+
+    def _begin(self, data: bytes) -> bytes:
+        """Return what is to be sent for the first bytes that came, b"" standing for their end."""
+        first = self.first
+        assert first is not None
+        prefix = len(first.prefix)
+        data = first.take(data)
+        if not first.prefix:
+            self._leave_out(prefix)
+        if first.done:
+            self.first = None
+        return data
+
+    def begin_unasked(self) -> None:
+        """Send a prompt prefix without waiting for the source, which has said nothing so far."""
+        first = self.first
+        if first is None or not first.prompt or self.done:
+            return
+        self._leave_out(len(first.prefix))
+        self.rest = first.take_prefix()
+        if first.done:
+            self.first = None
+
+    def _leave_out(self, size: int) -> None:
+        """Take bytes of a prefix, which are not payload, out of the meter before they are sent and counted."""
+        if self.up:
+            self.meter.up -= size
+        else:
+            self.meter.down -= size
 
     def _shut(self) -> None:
         try:
@@ -276,15 +312,22 @@ class _Pair:
         "upstream",
     )
 
-    def __init__(self, flow: Flow, client: SocketStream, upstream: SocketStream, idle: float) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        client: SocketStream,
+        upstream: SocketStream,
+        idle: float,
+        first: First,
+    ) -> None:
         hub = client.readiness.hub
         pool = pipe_pool(hub)
         shapers = flow.shapers
         self.meter = flow.meter
         self.client = client
         self.upstream = upstream
-        self.up = _Half(client, upstream, flow.meter, True, shapers.up if shapers else (), pool)
-        self.down = _Half(upstream, client, flow.meter, False, shapers.down if shapers else (), pool)
+        self.up = _Half(client, upstream, flow.meter, True, shapers.up if shapers else (), pool, first[0])
+        self.down = _Half(upstream, client, flow.meter, False, shapers.down if shapers else (), pool, first[1])
         self._hub = hub
         self._idle = idle
         self._seen = -1
@@ -301,6 +344,10 @@ class _Pair:
             if self._idle:
                 self._watch()
             self._go()
+            if self.up.first is not None or self.down.first is not None:
+                self.up.begin_unasked()
+                self.down.begin_unasked()
+                self._go()
             await self._gate.wait()
         finally:
             self.up.stop()
@@ -322,46 +369,50 @@ class _Pair:
         self._events(events, self.down, self.up)
 
     def _events(self, events: int, reads: _Half, writes: _Half) -> None:
+        """Pump what an edge concerns: the direction that reads from this socket, the one that waits for its room."""
+        if self._gate.is_open:
+            return
         if events & READABLE:
             reads.try_read = True
             if events & _HUNG_UP:
                 reads.hung_up = True
-        if not (reads.done or reads.paused) or writes.sending:
-            self._go()
+            if not (reads.done or reads.paused):
+                self._pump(reads, writes)
+        if (writes.rest or writes.in_pipe) and not writes.done:
+            self._pump(writes, reads)
 
-    def _go(self) -> None:
-        """Pump both directions; end the pair when it is over."""
-        if self._gate.is_open:
-            return
-        more = False
+    def _pump(self, half: _Half, other: _Half) -> None:
+        """Pump one direction and see to what follows from it."""
         try:
-            for half, other in ((self.up, self.down), (self.down, self.up)):
-                if half.done:
-                    continue
-                if half.pump(other.done):
-                    more = True
-                if half.paused:
-                    self._resume_later(half)
-                if half.failed is not None and not other.done:
-                    # The sink is dead: its own last words, if any, are read to the end, which comes by itself.
-                    other.try_read = other.hung_up = more = True
+            more = half.pump(other.done)
         except OSError as exc:
             self._fail(conn_error(exc))
             return
-        if self.up.done and self.down.done:
-            self._gate.open()
-        elif more and not self._queued:
+        if half.done:
+            if other.done:
+                self._gate.open()
+                return
+            if half.failed is not None:
+                # The sink is dead: its own last words, if any, are read to the end, which comes by itself.
+                other.try_read = other.hung_up = more = True
+        elif half.paused:
+            self._resume_later(half)
+        if more and not self._queued:
             self._queued = True
-            self._hub.call_ready(self._again)
+            self._hub.call_ready(self._go)
+
+    def _go(self) -> None:
+        """Pump both directions."""
+        self._queued = False
+        if not (self.up.done or self._gate.is_open):
+            self._pump(self.up, self.down)
+        if not (self.down.done or self._gate.is_open):
+            self._pump(self.down, self.up)
 
     def _fail(self, error: GostnetError) -> None:
         if not self._gate.is_open:
             self._error = error
             self._gate.open()
-
-    def _again(self) -> None:
-        self._queued = False
-        self._go()
 
     def _resume_later(self, half: _Half) -> None:
         def resume() -> None:
@@ -388,10 +439,16 @@ def fits(flow: Flow, client: object, upstream: object) -> bool:
     return type(client) is SocketStream and type(upstream) is SocketStream and not flow.taps
 
 
-async def relay(flow: Flow, client: SocketStream, upstream: SocketStream, idle: float = 0.0) -> None:
+async def relay(
+    flow: Flow,
+    client: SocketStream,
+    upstream: SocketStream,
+    idle: float = 0.0,
+    first: First = (None, None),
+) -> None:
     """Join two sockets until both directions have ended; counts exactly into `flow.meter` and the sockets.
 
-    Raise ConnError when one breaks, IdleTimeout after `idle` seconds without a byte (0: never). Cancelling leaves no
-    descriptor behind; closing the streams stays the caller's business.
+    Raise ConnError when one breaks, IdleTimeout after `idle` seconds without a byte (0: never), and what `first` raises
+    of headers. Cancelling leaves no descriptor behind; closing the streams stays the caller's business.
     """
-    await _Pair(flow, client, upstream, idle).run()
+    await _Pair(flow, client, upstream, idle, first).run()

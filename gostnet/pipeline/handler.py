@@ -65,7 +65,7 @@ def _now() -> float:
 async def handshake_deadline(seconds: float, work: Awaitable[None]) -> None:
     """Run a handler's dialogue under its deadline. Raise ProtocolError when it passes."""
     try:
-        async with deadline(seconds):
+        with deadline(seconds):
             await work
     except TimeoutError as exc:
         raise ProtocolError(f"no request within {seconds:g}s") from exc

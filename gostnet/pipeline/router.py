@@ -56,12 +56,22 @@ class ServiceRouter:
         self.timeout = timeout
         self.traffic = tuple(traffic)
         self._log = log or quiet()
+        self._plain = chains is None and hosts is None and resolver is None and not self.retries
 
     async def connect(self, flow: Flow, target: Endpoint) -> Stream:
         """Open a stream to `target`. Raise PolicyDenied for a bypassed target, DialError when no attempt succeeded."""
         flow.target = target
-        self._refuse_bypassed(flow, target)
-        self._shape(flow)
+        if self.bypass is not None:
+            self._refuse_bypassed(flow, target)
+        if self.traffic:
+            self._shape(flow)
+        if self._plain:
+            # Nothing to look up, choose or repeat: the common case of a proxy without a chain.
+            try:
+                with deadline(self.timeout):
+                    return await self.direct.connect(flow, target)
+            except TimeoutError as exc:
+                raise DialTimeout(f"{target}: no answer within {self.timeout:g}s") from exc
         return await self._attempts(flow, target, lambda way, where: way.connect(flow, where))
 
     async def associate(self, flow: Flow, target: Endpoint | None) -> Datagrams:
@@ -112,7 +122,7 @@ class ServiceRouter:
     ) -> T:
         route: chain.Route | None = None
         try:
-            async with deadline(self.timeout):
+            with deadline(self.timeout):
                 where = target or Endpoint("", 0)
                 if target is not None and (self.hosts is not None or self.resolver is not None):
                     where = await resolved(target, self.hosts, self.resolver)

@@ -135,7 +135,7 @@ class Service:
         self.flows[id(flow)] = flow
         try:
             if self.listener.layers:
-                async with deadline(self.HANDSHAKE):
+                with deadline(self.HANDSHAKE):
                     conn = await self.listener.establish(flow, conn)
             await self.handler.handle(flow, conn, self.egress)
             await conn.aclose()
