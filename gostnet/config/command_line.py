@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ..core.options import Severity, Unusable, to_bool, to_float, to_int, to_seconds
 from ..core.registry import GOST_NAMES, Kind
@@ -77,6 +77,10 @@ class _Values:
         self.values[new] = (value, column)
 
 
+_Target: TypeAlias = tuple[str, int]
+"""An address and its column."""
+
+
 @dataclass(frozen=True, slots=True)
 class _NodeParts:
     """What of a node's URL is not metadata; `tls` holds text and column of each key."""
@@ -95,6 +99,7 @@ _COUNTERPART: Final[Mapping[Kind, Kind]] = {
     "connector": "dialer",
     "dialer": "connector",
 }
+_NOT_IN_QUERY: Final = frozenset(("addr", "auth", "auther", "path", "pathprefix", "accesslog"))
 _CERT: Final = ("tls.certFile", "certFile", "cert")
 _KEY: Final = ("tls.keyFile", "keyFile", "key")
 _CA: Final = ("tls.caFile", "caFile", "ca")
@@ -441,7 +446,7 @@ class CommandLine:
         tls = self._server_tls(argument, values)
         self._lift_to_service(values)
         selector = self._selector(argument, values)
-        nodes = self._forward_nodes(argument, url, targets)
+        nodes = self._forward_nodes(argument, targets)
         for index, address in enumerate(addresses):
             mine = nodes
             if len(addresses) > 1 and len(nodes) > 1:
@@ -455,7 +460,7 @@ class CommandLine:
             place = argument.at(url.columns["path"])
             self.findings.append(Finding(place, "target", message, "url.targets", severity))
 
-    def _addresses(self, argument: _Argument, url: Url) -> tuple[str, str, list[str], list[str]]:
+    def _addresses(self, argument: _Argument, url: Url) -> tuple[str, str, list[str], list[_Target]]:
         """Return handler, listener, listen addresses and forward targets."""
         handler, listener = self._words(argument, url)
         path_like = bool(PATH_SCHEMES.intersection(url.parts))
@@ -472,24 +477,24 @@ class CommandLine:
             self._complain(argument, url.columns["host"], "port", wrong, "url.port")
         handler = self._component(argument, url, handler, "handler", "auto")
         listener = self._component(argument, url, listener, "listener", "udp" if handler == "ssu" else "tcp")
-        targets: list[str] = []
+        targets: list[_Target] = []
         remotes = url.path.strip("/")
         if remotes and not path_is_address:
             targets = self._targets(argument, url, remotes)
             handler = self._forwarding(argument, url, handler, listener)
         elif listener == "stdio" and url.host:
-            targets = [url.host]
+            targets = [(url.host, url.columns["host"])]
             handler = "tcp" if handler == "auto" else handler
         return handler, listener, addresses, targets
 
-    def _targets(self, argument: _Argument, url: Url, remotes: str) -> list[str]:
-        targets: list[str] = []
+    def _targets(self, argument: _Argument, url: Url, remotes: str) -> list[_Target]:
+        targets: list[_Target] = []
         column = url.columns["path"] + len(url.path) - len(url.path.lstrip("/"))
         for each in remotes.split(","):
             found, wrong = expand_ports(each)
             if wrong:
                 self._complain(argument, column, "target", wrong, "url.port")
-            targets += found
+            targets += [(address, column) for address in found]
             column += len(each) + 1
         return targets
 
@@ -586,18 +591,15 @@ class CommandLine:
         self._services += 1
         self._append("services", argument.map(1, entries))
 
-    def _forward_nodes(self, argument: _Argument, url: Url, targets: list[str]) -> list[Map]:
-        column = url.columns["path"]
-        return [
-            argument.map(
-                column,
-                {
-                    "name": argument.scalar(f"{self.prefix}target-{index}", 1),
-                    "addr": argument.scalar(target, column),
-                },
-            )
-            for index, target in enumerate(targets)
-        ]
+    def _forward_nodes(self, argument: _Argument, targets: list[_Target]) -> list[Map]:
+        nodes: list[Map] = []
+        for address, column in targets:
+            entries: dict[str, Tree | None] = {
+                "name": argument.scalar(f"{self.prefix}target-{len(nodes)}", column),
+                "addr": argument.scalar(address, column),
+            }
+            nodes.append(argument.map(column, entries))
+        return nodes
 
     def _lift(self, argument: _Argument, values: _Values) -> dict[str, Tree | None]:
         """Make objects of the handler's keys that stand for some; return the service's fields that refer to them."""
@@ -671,7 +673,9 @@ def service_address(text: str, source: Source, keys: Iterable[str]) -> Map:
     entries: dict[str, Tree | None] = {"addr": argument.scalar(address, url.columns["host"])}
     own = {key.lower(): key for key in keys}
     for pair in url.query().values():
-        entries[own.get(pair.key.lower(), f"?{pair.key}")] = argument.scalar(pair.value, pair.column)
+        # A key of the section that the query may not set must not slip in.
+        name = own.get(pair.key.lower()) or (f"?{pair.key}" if pair.key.lower() in _NOT_IN_QUERY else pair.key)
+        entries[name] = argument.scalar(pair.value, pair.column)
     if url.username is not None:
         column = url.columns["user"]
         entries["auth"] = argument.map(

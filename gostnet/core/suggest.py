@@ -11,7 +11,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     by_lower: dict[str, str] = {}
     for candidate in known:
         by_lower.setdefault(candidate.lower(), candidate)
-    found = get_close_matches(word.lower()[:64], by_lower, n=1, cutoff=0.7)
+    found = get_close_matches(word.lower()[:64], by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else ""
 
 
