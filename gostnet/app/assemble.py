@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..config import schema
+from ..config.common_options import NodeOptions, ServiceOptions, SocketOptions
 from ..core.address import ANY, parse_endpoint
 from ..core.contracts import Authenticator, Bypass, Layer, Policies, Resolver, TrafficLimiter
 from ..core.errors import ConfigError, Unavailable
@@ -26,10 +27,21 @@ from ..pipeline.router import ServiceRouter
 from ..pipeline.selector import Selector, strategy_of
 from ..pipeline.service import Service
 from ..pipeline.transport import Listener, ListenerContext, StreamDialer, Transport
-from ..policies.build import PolicySet, build_policies, build_resolvers
+from ..policies import auth
+from ..policies.build import (
+    Build,
+    build_admissions,
+    build_authers,
+    build_bypasses,
+    build_climiters,
+    build_hosts,
+    build_limiters,
+    build_resolvers,
+)
+from ..policies.bypass import combine
 from ..transports.certificates import Certificates
 from ..transports.tls import TlsLayer
-from .options import HopOptions, NodeOptions, ServiceOptions, dial_options
+from .dialing import dial_options
 
 T = TypeVar("T")
 
@@ -39,13 +51,16 @@ class Assembly:
     """A configuration as objects, nothing of it open.
 
     identity    by service: what decides whether its listening socket can be kept at a reload
+    build       the loaders of policies, and the threads they read in
+    hooks       by service: the commands of each stage
     """
 
     services: dict[str, Service]
     identity: dict[str, object]
     log: Logger
-    policies: PolicySet
+    build: Build
     nodes: dict[tuple[str, ...], Node] = field(default_factory=dict)
+    hooks: dict[str, ServiceOptions] = field(default_factory=dict)
 
 
 class Assembler:
@@ -78,10 +93,20 @@ class Assembler:
         self._chains: dict[str, Chain] = {}
         self._building: list[str] = []
         self.nodes: dict[tuple[str, ...], Node] = {}
+        self._hooks: dict[str, ServiceOptions] = {}
         self._log = _logger(config.log, {})
         self._loggers = {logger.name: _logger(logger.log, {"logger": logger.name}) for logger in config.loggers}
-        self._policies = build_policies(config, previous.policies if previous else None)
-        self._policies.resolvers = build_resolvers(config, self._way_of_chain)
+        build = self._build = Build(resolver=self._system, report=self._log.warn, options=self._plain[0])
+        self._authers = build_authers(config, build)
+        self._admissions = build_admissions(config, build)
+        self._bypasses = build_bypasses(config, build)
+        self._hosts = build_hosts(config, build)
+        self._limiters = build_limiters(config, build)
+        self._climiters = build_climiters(config, build)
+        self._resolvers = build_resolvers(config, build, self._way_of_chain)
+        for problem in build.problems:
+            if problem.severity == "error":
+                raise ConfigError(problem.path, problem.message, code=problem.code)
 
     # ---- the whole -----------------------------------------------------------------------------
     def build(self) -> Assembly:
@@ -95,7 +120,7 @@ class Assembler:
                 raise ConfigError(f"{section.path}.name", f"{section.name!r} is used twice", code="duplicate")
             services[section.name] = self._service(section)
             identity[section.name] = _identity(section)
-        return Assembly(services, identity, self._log, self._policies, self.nodes)
+        return Assembly(services, identity, self._log, self._build, self.nodes, self._hooks)
 
     # ---- references ----------------------------------------------------------------------------
     def _named(self, table: Mapping[str, T], name: str, path: str, what: str) -> T | None:
@@ -117,22 +142,19 @@ class Assembler:
 
     def _bypass(self, section: schema.Service | schema.Hop | schema.Node | schema.ForwardNode) -> Bypass | None:
         found = self._all_named(
-            self._policies.bypasses, section.bypass, section.bypasses, section.path, ("bypass", "bypasses"), "bypass"
+            self._bypasses, section.bypass, section.bypasses, section.path, ("bypass", "bypasses"), "bypass"
         )
-        return self._policies.bypass_group(found)
+        return combine(found)
 
     def _authenticator(self, section: schema.Handler) -> Authenticator | None:
         found = self._all_named(
-            self._policies.authers, section.auther, section.authers, section.path, ("auther", "authers"), "auther"
+            self._authers, section.auther, section.authers, section.path, ("auther", "authers"), "auther"
         )
-        single = section.auth
-        return self._policies.authenticator(
-            found,
-            (single.username, single.password) if single is not None and single.username else None,
-            section.metadata,
-            section.path,
-            named=bool(section.auther or section.authers),
-        )
+        named = section.auther or section.authers
+        single = section.auth if section.auth is not None and not named else schema.Auth()
+        skip = next((value for key, value in section.metadata.items() if key.lower() == "skipauth"), None)
+        networks = auth.parse_skipauth(skip, f"{section.path}.metadata.skipauth") if skip else None
+        return auth.authenticator_of(found, single.username, single.password, networks)
 
     def _logger_of(self, section: schema.Service) -> Logger:
         for name in (section.logger, *section.loggers):
@@ -147,6 +169,8 @@ class Assembler:
         handler_section = section.handler or schema.Handler(path=f"{section.path}.handler")
         listener_section = section.listener or schema.Listener(path=f"{section.path}.listener")
         options = _bind(ServiceOptions, section.metadata, f"{section.path}.metadata")
+        _refuse_proxy_protocol(options.socket, section.path)
+        self._hooks[section.name] = options
         log = self._logger_of(section).bind(
             kind="service", service=section.name, listener=listener_section.kind, handler=handler_section.kind
         )
@@ -185,19 +209,17 @@ class Assembler:
         for key, value in (("rlimiter", section.rlimiter), ("quotas", section.quotas)):
             if value:
                 raise Unavailable(f"{section.path}.{key}: not available in this version")
-        if any(key.lower() == "proxyprotocol" and value for key, value in section.metadata.items()):
-            raise Unavailable(f"{section.path}.metadata.proxyProtocol: not available in this version")
 
     def _accept_policies(self, section: schema.Service) -> Policies:
         admissions = self._all_named(
-            self._policies.admissions,
+            self._admissions,
             section.admission,
             section.admissions,
             section.path,
             ("admission", "admissions"),
             "admission",
         )
-        limiter = self._named(self._policies.climiters, section.climiter, f"{section.path}.climiter", "climiter")
+        limiter = self._named(self._climiters, section.climiter, f"{section.path}.climiter", "climiter")
         return Policies(tuple(admissions), limiter)
 
     def _listener(self, section: schema.Service, listener: schema.Listener, options: ServiceOptions) -> Listener:
@@ -206,20 +228,20 @@ class Assembler:
         context = ListenerContext(
             service=section.name,
             path=listener.path,
-            netns=options.netns,
+            netns=options.socket.netns,
             tls=lambda: self._server_tls(listener.tls, f"{listener.path}.tls"),
         )
         made: Listener = stack.make(
             address, _bind(stack.Options, listener.metadata, f"{listener.path}.metadata"), context
         )
-        made.netns = options.netns
+        made.netns = options.socket.netns
         return made
 
     def _router(
         self, section: schema.Service, handler: schema.Handler, options: ServiceOptions, log: Logger
     ) -> ServiceRouter:
-        interface = options.interface or section.interface
-        mark = options.so_mark or (section.sockopts.mark if section.sockopts else 0)
+        interface = options.socket.interface or section.interface
+        mark = options.socket.so_mark or (section.sockopts.mark if section.sockopts else 0)
         if interface or mark or options.netns_out:
             ways = dial_options(interface, mark, options.netns_out, self._own_mark, path=section.path)
             direct = Direct(self._system, ways)
@@ -231,15 +253,15 @@ class Assembler:
             (section.limiter, f"{section.path}.limiter", options.limiter_scope),
             (handler.limiter, f"{handler.path}.limiter", "client"),
         ):
-            limiter = self._named(self._policies.limiters, name, path, "limiter")
+            limiter = self._named(self._limiters, name, path, "limiter")
             if limiter is not None:
-                traffic.append(self._policies.scoped(limiter, section.name, scope))
+                traffic.append(limiter.scoped(scope, f"{section.path}.metadata.limiter.scope"))
         return ServiceRouter(
             direct,
             chains,
             bypass=self._bypass(section),
-            hosts=self._named(self._policies.hosts, section.hosts, f"{section.path}.hosts", "hosts"),
-            resolver=self._named(self._policies.resolvers, section.resolver, f"{section.path}.resolver", "resolver"),
+            hosts=self._named(self._hosts, section.hosts, f"{section.path}.hosts", "hosts"),
+            resolver=self._named(self._resolvers, section.resolver, f"{section.path}.resolver", "resolver"),
             retries=handler.retries,
             timeout=options.dial_timeout if options.dial_timeout > 0 else 15.0,
             traffic=traffic,
@@ -284,9 +306,9 @@ class Assembler:
                 name,
                 [self._hop(hop, (name, str(index))) for index, hop in enumerate(section.hops)],
                 self._direct,
-                Marker(max(1, metadata.max_fails), metadata.fail_timeout or 10.0),
-                metadata.weight,
-                metadata.backup,
+                Marker(max(1, metadata.member.max_fails), metadata.member.fail_timeout or 10.0),
+                metadata.member.weight,
+                metadata.member.backup,
             )
         finally:
             self._building.pop()
@@ -305,15 +327,16 @@ class Assembler:
         ):
             if value is not None:
                 raise Unavailable(f"{section.path}.{kind}: not available in this version")
-        options = _bind(HopOptions, section.metadata, f"{section.path}.metadata")
+        options = _bind(NodeOptions, section.metadata, f"{section.path}.metadata")
         nodes = [
             self._node(node, section, options, (*key, node.name or str(i))) for i, node in enumerate(section.nodes)
         ]
         return Hop(section.name, nodes, _selector(section.selector), self._bypass(section))
 
-    def _node(self, section: schema.Node, hop: schema.Hop, hop_options: HopOptions, key: tuple[str, ...]) -> Node:
+    def _node(self, section: schema.Node, hop: schema.Hop, hop_options: NodeOptions, key: tuple[str, ...]) -> Node:
         _refuse_node(section)
         options = _bind(NodeOptions, section.metadata, f"{section.path}.metadata")
+        _refuse_proxy_protocol(options.socket, section.path)
         connector_section = section.connector or schema.Connector(path=f"{section.path}.connector")
         dialer_section = section.dialer or schema.Dialer(path=f"{section.path}.dialer")
         stack = self._component("dialer", dialer_section.kind, dialer_section.path)
@@ -352,11 +375,11 @@ class Assembler:
             connector,
             marker,
             self._bypass(section),
-            self._named(self._policies.hosts, hosts, f"{section.path}.hosts", "hosts"),
-            self._named(self._policies.resolvers, resolver, f"{section.path}.resolver", "resolver"),
+            self._named(self._hosts, hosts, f"{section.path}.hosts", "hosts"),
+            self._named(self._resolvers, resolver, f"{section.path}.resolver", "resolver"),
             direct,
-            options.weight,
-            options.backup,
+            options.member.weight,
+            options.member.backup,
         )
         self.nodes[key] = node
         return node
@@ -366,17 +389,17 @@ class Assembler:
         section: schema.Node,
         hop: schema.Hop,
         options: NodeOptions,
-        hop_options: HopOptions,
+        hop_options: NodeOptions,
         keepalive: Keepalive,
     ) -> Direct | None:
-        interface = options.interface or section.interface or hop_options.interface or hop.interface
+        interface = options.socket.interface or section.interface or hop_options.socket.interface or hop.interface
         mark = (
-            options.so_mark
+            options.socket.so_mark
             or (section.sockopts.mark if section.sockopts else 0)
-            or hop_options.so_mark
+            or hop_options.socket.so_mark
             or (hop.sockopts.mark if hop.sockopts else 0)
         )
-        netns = options.netns or section.netns
+        netns = options.socket.netns or section.netns
         if not (interface or mark or netns or keepalive != DEFAULT_KEEPALIVE):
             return None
         return Direct(self._system, dial_options(interface, mark, netns, self._own_mark, keepalive, section.path))
@@ -411,8 +434,8 @@ class Assembler:
             target(_bind(target.Options, {}, section.path), ConnectorContext()),
             _marker(forwarder.selector, options),
             self._bypass(section),
-            weight=options.weight,
-            backup=options.backup,
+            weight=options.member.weight,
+            backup=options.member.backup,
         )
 
     # ---- TLS -----------------------------------------------------------------------------------
@@ -466,6 +489,11 @@ def _refuse_node(section: schema.Node | schema.ForwardNode) -> None:
             raise Unavailable(f"{section.path}.{kind}: not available in this version")
 
 
+def _refuse_proxy_protocol(options: SocketOptions, path: str) -> None:
+    if options.proxy_protocol:
+        raise Unavailable(f"{path}.metadata.proxyProtocol: not available in this version")
+
+
 def _selector(section: schema.Selector | None) -> Selector:
     if section is None:
         return Selector()
@@ -473,8 +501,8 @@ def _selector(section: schema.Selector | None) -> Selector:
 
 
 def _marker(section: schema.Selector | None, options: NodeOptions) -> Marker:
-    max_fails = options.max_fails or (section.max_fails if section else 0)
-    fail_timeout = options.fail_timeout or (section.fail_timeout if section else 0.0)
+    max_fails = options.member.max_fails or (section.max_fails if section else 0)
+    fail_timeout = options.member.fail_timeout or (section.fail_timeout if section else 0.0)
     return Marker(max_fails if max_fails > 0 else 1, fail_timeout if fail_timeout > 0 else 10.0)
 
 

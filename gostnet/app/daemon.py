@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from ..config.argv import Invocation
 from ..config.finding import Finding
 from ..config.load import Loaded, Loader
-from ..core.contracts import Resolver
 from ..core.errors import GostnetError
 from ..core.log import Logger
 from ..core.tasks import Scope, in_thread, run
 from ..pipeline.service import Service
-from ..policies.system import SystemResolver
 from .assemble import Assembler, Assembly
 from .catalog import catalog
 from .checking import check_loaded
+from .hooks import run_hooks
 from .kernel import KernelState, wanted_by
+from .names import system_resolver
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that connections have to end by themselves at a stop."""
@@ -43,9 +43,12 @@ def run_daemon(invocation: Invocation) -> int:
     if any(finding.severity == "error" for finding in findings):
         return 1
     _raise_descriptor_limit()
-    daemon = Daemon(invocation, loader)
+
+    async def live() -> int:
+        return await Daemon(invocation, loader).run(loaded)
+
     try:
-        return run(daemon.run(loaded))
+        return run(live())
     except KeyboardInterrupt:
         return 0
 
@@ -63,10 +66,7 @@ def _raise_descriptor_limit() -> None:
 def assemble(loaded: Loaded, *, lenient: bool = False, previous: Assembly | None = None) -> Assembly:
     """Build the objects of a configuration, nothing of it open. Raise ConfigError or Unavailable."""
 
-    def system(mark: int) -> Resolver:
-        return SystemResolver(mark)
-
-    return Assembler(loaded.config, catalog(), system, lenient=lenient, previous=previous).build()
+    return Assembler(loaded.config, catalog(), system_resolver, lenient=lenient, previous=previous).build()
 
 
 @dataclass(slots=True)
@@ -86,6 +86,7 @@ class Daemon:
         self._running: dict[str, _Running] = {}
         self._assembly: Assembly | None = None
         self._kernel = KernelState(invocation.instance)
+        self._loading = Scope("loaders")
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
 
@@ -129,7 +130,10 @@ class Daemon:
         try:
             for step in await in_thread(self._kernel.recover):
                 assembly.log.warn(f"left by a dead instance, undone: {step}")
+            for reloader in assembly.build.reloaders:
+                await reloader.load()
             for service in assembly.services.values():
+                await run_hooks("pre-up", assembly.hooks[service.name].pre_up, service.log)
                 await service.open()
                 opened.append(service)
             await in_thread(self._kernel.apply, wanted_by(assembly.services.values()))
@@ -139,7 +143,19 @@ class Daemon:
             await in_thread(self._kernel.rollback)
             raise
         for service in assembly.services.values():
+            await run_hooks("post-up", assembly.hooks[service.name].post_up, service.log)
             self._serve(service, scope)
+        self._keep_loading(assembly)
+
+    def _keep_loading(self, assembly: Assembly) -> None:
+        """Read the sources of policies again from time to time, until the next reload."""
+        self._loading = Scope("loaders")
+        for reloader in assembly.build.reloaders:
+            self._loading.start(reloader.run())
+
+    async def _stop_loading(self, assembly: Assembly) -> None:
+        await self._loading.cancel()
+        assembly.build.close()
 
     def _serve(self, service: Service, scope: Scope) -> None:
         self._running[service.name] = _Running(service, scope.start(self._keep_serving(service), service.name))
@@ -204,6 +220,8 @@ class Daemon:
                 log.error("reload: the configuration has errors; the old one stays")
                 return
             fresh = self._assemble(loaded)
+            for reloader in fresh.build.reloaders:
+                await reloader.load()
             await self._change_over(fresh, scope)
         except GostnetError as exc:
             log.error(f"reload: {_with_hint(exc)}; the old configuration stays")
@@ -228,12 +246,14 @@ class Daemon:
         try:
             for name in gone:
                 running = self._running[name]
+                await run_hooks("pre-down", old.hooks[name].pre_down, running.service.log)
                 running.task.cancel()
                 await asyncio.wait((running.task,))
                 await running.service.aclose()
                 closed.append(running.service)
             for name, service in fresh.services.items():
                 if name not in kept:
+                    await run_hooks("pre-up", fresh.hooks[name].pre_up, service.log)
                     await service.open()
                     opened.append(service)
             wanted = [old.services[name] for name in kept] + opened
@@ -252,8 +272,12 @@ class Daemon:
         for service in closed:
             self._running.pop(service.name, None)
             scope.start(service.drain(DRAIN_TIMEOUT), f"drain {service.name}")
+            await run_hooks("post-down", old.hooks[service.name].post_down, service.log)
         for service in opened:
+            await run_hooks("post-up", fresh.hooks[service.name].post_up, service.log)
             self._serve(service, scope)
+        await self._stop_loading(old)
+        self._keep_loading(fresh)
         old_log, self._assembly = old.log, fresh
         if old_log.sink is not fresh.log.sink:
             old_log.sink.close()
@@ -262,7 +286,9 @@ class Daemon:
     async def _wind_down(self, scope: Scope) -> None:
         """Stop accepting, let connections drain, cancel the rest, give the kernel back."""
         services = [running.service for running in self._running.values()]
+        hooks = self._assembly.hooks if self._assembly is not None else {}
         for running in self._running.values():
+            await run_hooks("pre-down", hooks[running.service.name].pre_down, running.service.log)
             running.task.cancel()
             await running.service.aclose()
         drains = Scope("drain")
@@ -271,7 +297,11 @@ class Daemon:
         await drains.drain(DRAIN_TIMEOUT + 5)
         await drains.cancel()
         await scope.cancel()
+        if self._assembly is not None:
+            await self._stop_loading(self._assembly)
         await in_thread(self._kernel.rollback)
+        for service in services:
+            await run_hooks("post-down", hooks[service.name].post_down, service.log)
 
 
 def _with_hint(exc: GostnetError) -> str:

@@ -125,4 +125,3 @@ def _print_steps(steps: Sequence[Step], none: str, as_json: bool) -> None:
     else:
         print(none)
     sys.stdout.flush()
-

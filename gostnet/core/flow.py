@@ -75,6 +75,7 @@ class Flow:
     hash       what the hash selector hashes: the client's IP unless a handler says the target
     route      names of the nodes it goes through, then the target; for logs and records
     tried      nodes that failed in the present attempt to connect
+    started    when it was accepted (time.monotonic)
     connected  the upstream was open and the client knew: what fails later is an end, not a refusal
     packets    datagrams passed, both ways together
     reason     why the flow went where it went, or was refused: one phrase for logs and explain

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -54,14 +53,17 @@ class Service:
         self.handler = handler
         self.egress = egress
         self.policies = policies or Policies()
-        self.log = log or quiet()
+        self._set_log(log or quiet())
         self.state = State.RUNNING
         self.flows: dict[int, Flow] = {}
         self.events: deque[str] = deque(maxlen=20)
         self.last_error: BaseException | None = None
         self.total = 0
         self._scope: Scope | None = None
-        self._now: Callable[[], float] = time.monotonic
+
+    def _set_log(self, log: Logger) -> None:
+        self.log = log
+        self._flow_log = log.bind(kind="handler")
 
     def _become(self, state: State, error: BaseException | None = None) -> None:
         self.state = state
@@ -74,19 +76,19 @@ class Service:
         self.egress = fresh.egress
         self.policies = fresh.policies
         self.listener.layers = fresh.listener.layers
-        self.log = fresh.log
+        self._set_log(fresh.log)
 
     async def open(self) -> None:
         """Bind the listener. Raise KernelError or ConfigError."""
-        await self.listener.source.open()
+        source = self.listener.source
+        await source.open()
+        self.events.append(f"service {self.name} is listening on {source.address}")
+        self.log.info(f"listening on {source.address}/{source.network}")
 
     async def serve(self) -> None:
         """Accept until cancelled. A failure to accept is waited out; connections never end the service."""
         self._scope = Scope(self.name)
-        self._now = asyncio.get_running_loop().time
         self._become(State.READY)
-        self.events.append(f"service {self.name} is listening on {self.listener.source.address}")
-        self.log.info(f"listening on {self.listener.source.address}/{self.listener.source.network}")
         failures = 0
         source = self.listener.source
         try:
@@ -131,7 +133,7 @@ class Service:
 
     async def _run(self, flow: Flow, conn: Any) -> None:
         """Serve one connection from its layers to its record. Swallows every error but a cancellation."""
-        flow.started = self._now()
+        flow.started = time.monotonic()
         self.flows[id(flow)] = flow
         try:
             if self.listener.layers:
@@ -163,7 +165,6 @@ class Service:
         if flow.target is None and flow.error is None and self.log.level > DEBUG:
             return
         fields: dict[str, Any] = {
-            "kind": "handler",
             "client": str(flow.client),
             "local": str(flow.ingress),
             "sid": flow.sid,
@@ -177,7 +178,7 @@ class Service:
             fields["host"] = flow.host
         if flow.route:
             fields["route"] = " > ".join(flow.route)
-        fields["duration"] = int((self._now() - flow.started) * 1e9)
+        fields["duration"] = int((time.monotonic() - flow.started) * 1e9)
         fields["inputBytes"] = flow.meter.up
         fields["outputBytes"] = flow.meter.down
         if flow.labels:
@@ -189,11 +190,11 @@ class Service:
         if flow.reason:
             fields["reason"] = flow.reason
         if flow.error is None or flow.connected:
-            self.log.info(f"{flow.client} >-< {target}", **fields)
+            self._flow_log.info(f"{flow.client} >-< {target}", **fields)
         elif isinstance(flow.error, PolicyDenied):
-            self.log.info(f"{flow.client} >! {target}", **fields)
+            self._flow_log.info(f"{flow.client} >! {target}", **fields)
         else:
-            self.log.info(f"{flow.client} >< {target}", **fields)
+            self._flow_log.info(f"{flow.client} >< {target}", **fields)
 
     async def drain(self, seconds: float) -> None:
         """Let the connections end by themselves for `seconds`, then cancel the rest."""
