@@ -17,6 +17,7 @@ src_valid_mark nor a firewall's own reverse lookup meets it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
@@ -50,6 +51,7 @@ _INTERFACE = re.compile(r"[^\s/\"*]{1,15}")
 _NUMBERS = {"tcp": nft.TCP, "udp": nft.UDP}
 _DHCP = ((67, 68), (546, 547))
 _HERE = "here"
+_SET_TYPES: dict[int, Literal["ipv4_addr", "ipv6_addr"]] = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 Place = Literal["interface", "return", "local"]
 """Where a packet is met: entering by an interface; coming back through lo; leaving a process of the host."""
@@ -156,8 +158,6 @@ class _Table:
 
     def build(self) -> list[NftStatement]:
         """Return the statements in an order in which the kernel takes them: sets, chains, rules."""
-        for number, capture in self.captures:
-            self._sets_of(number, capture)
         self._never()
         redirected = [(n, c) for n, c in self.captures if c.method == "redirect"]
         diverted = [(n, c) for n, c in self.captures if c.method == "tproxy"]
@@ -182,14 +182,15 @@ class _Table:
         text, code = nft.compose(*terms)
         self.rules.append(NftRule(chain, text, code, comment))
 
-    def _sets_of(self, number: int, capture: Capture) -> None:
-        for word, texts in (("exclude", capture.exclude), ("sources", capture.sources)):
-            for version, networks in _networks(texts, capture.service).items():
-                if networks:
-                    kind: Literal["ipv4_addr", "ipv6_addr"] = "ipv4_addr" if version == 4 else "ipv6_addr"
-                    self.sets.append(NftSet(f"{word}{version}_{number}", kind, networks))
-        if capture.ports:
-            self.sets.append(NftSet(f"ports_{number}", "inet_service", _ranges(capture.ports)))
+    def _set(
+        self, word: str, kind: Literal["ipv4_addr", "ipv6_addr", "inet_service"], elements: tuple[str, ...]
+    ) -> str:
+        """Return the name of a set with this content, which is part of the name: see `nft_table`."""
+        digest = hashlib.sha256(" ".join(elements).encode()).hexdigest()[:12]
+        of = NftSet(f"{word}_{digest}", kind, elements)
+        if of not in self.sets:
+            self.sets.append(of)
+        return of.name
 
     def _never(self) -> None:
         """Accept, as it is, what no capture takes."""
@@ -202,24 +203,25 @@ class _Table:
         for low, high in _DHCP:
             self._rule(chain, nft.udp_between(low, high), nft.accept())
 
-    def _conditions(self, chain: str, number: int, capture: Capture, place: Place) -> None:
+    def _conditions(self, chain: str, capture: Capture, place: Place) -> None:
         """Leave the chain for what a capture does not want."""
         if capture.address:
             other = 10 - ip_address(capture.address).version
             self._rule(chain, nft.ip_version(other), nft.back())
-        names = {of.name for of in self.sets}
-        for version in (4, 6):
-            exclude, sources = f"exclude{version}_{number}", f"sources{version}_{number}"
-            if exclude in names:
-                self._rule(chain, nft.address_in("daddr", version, exclude), nft.back())
-            if place == "interface" and capture.sources:
-                if sources in names:
-                    self._rule(chain, nft.address_in("saddr", version, sources, negate=True), nft.back())
-                else:
-                    self._rule(chain, nft.ip_version(version), nft.back())
+        exclude = _networks(capture.exclude, capture.service)
+        sources = _networks(capture.sources if place == "interface" else (), capture.service)
+        for version, kind in _SET_TYPES.items():
+            if exclude[version]:
+                name = self._set(f"exclude{version}", kind, exclude[version])
+                self._rule(chain, nft.address_in("daddr", version, name), nft.back())
+            if sources[version]:
+                name = self._set(f"sources{version}", kind, sources[version])
+                self._rule(chain, nft.address_in("saddr", version, name, negate=True), nft.back())
+            elif sources[10 - version]:
+                self._rule(chain, nft.ip_version(version), nft.back())
         if capture.ports:
-            wanted = nft.port_in(_NUMBERS[capture.protocol], f"ports_{number}", negate=True)
-            self._rule(chain, wanted, nft.back())
+            name = self._set("ports", "inet_service", _ranges(capture.ports))
+            self._rule(chain, nft.port_in(_NUMBERS[capture.protocol], name, negate=True), nft.back())
 
     def _dispatch(
         self, chain: str, captures: Sequence[tuple[int, Capture]], place: Place, action: Callable[[Capture], Term]
@@ -232,7 +234,7 @@ class _Table:
                     self._rule(chain, nft.enters_by(name), nft.jump(own))
             else:
                 self._rule(chain, nft.jump(own))
-            self._conditions(own, number, capture, place)
+            self._conditions(own, capture, place)
             parts = [nft.protocol(_NUMBERS[capture.protocol])]
             if capture.address:
                 parts.append(nft.ip_version(ip_address(capture.address).version))

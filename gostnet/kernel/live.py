@@ -8,9 +8,9 @@ import time
 from gostnet.core.errors import KernelError
 from gostnet.core.resources import Address, Link, NftTable, Resource, Route, Rule, Sysctl
 
-from . import netns, sysctl
+from . import netns, nft_table, sysctl
 from .netlink import RouteNetlink
-from .nft import Nft, ObservedTable, Transaction, owned_by_others
+from .nft import Nft, ObservedTable, owned_by_others
 
 _OWNER_TIMEOUT = 2.0
 """Seconds to wait for the table of a process that is dying to go: its sockets close one after the other."""
@@ -80,7 +80,7 @@ class LiveKernel:
                 self._route.put_rule(item)
             case NftTable():
                 self._await_release(item.name)
-                self._nft.commit(Transaction().replace(item))
+                nft_table.put(self._nft, item, before if isinstance(before, NftTable) else None)
             case _:
                 raise KernelError(f"put {item.kind}", errno.EINVAL, "is not a resource of the kernel")
 
@@ -95,7 +95,7 @@ class LiveKernel:
                 case Rule():
                     self._route.drop_rule(item)
                 case NftTable():
-                    self._nft.commit(Transaction().remove(item.name))
+                    self._nft.commit(nft_table.removal(item.name))
                 case _:
                     pass
         except KernelError as exc:
@@ -122,11 +122,9 @@ class LiveKernel:
     def _observe_table(self, name: str) -> NftTable | None:
         for table in self.tables():
             if table.name == name:
-                word, _, rest = table.comment.partition(" ")
-                note, _, digest = rest.rpartition(" ")
-                if word != "gostnet":
-                    note, digest = "", ""
-                return NftTable(name, owner=table.owner != 0, note=note, digest=digest)
+                word, _, note = table.comment.partition(" ")
+                digest = nft_table.digest_of(self._nft.chains(name)) if word == "gostnet" else ""
+                return NftTable(name, owner=table.owner != 0, note=note if digest else "", digest=digest)
         return None
 
     def _await_release(self, name: str) -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST
+from pyroute2.netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST
 from pyroute2.netlink.nfnetlink import nfgen_msg, nftsocket
 
 from gostnet.core.errors import KernelError
-from gostnet.core.resources import NftChain, NftRule, NftSet, NftTable
+from gostnet.core.resources import NftChain, NftRule, NftSet
 
 from . import netns
 from .errors import kernel_error
@@ -28,7 +28,8 @@ _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _INET = 1
-_GETTABLE = _SUBSYSTEM << 8 | 1
+_GETTABLE, _GETCHAIN = _SUBSYSTEM << 8 | 1, _SUBSYSTEM << 8 | 4
+_ATTEMPTS = 20
 _OWNER = 2
 _INTERVAL = 4
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
@@ -56,109 +57,80 @@ _RuleMessage = _taking_bytes(nftsocket.nft_rule_msg, "NFTA_RULE_EXPRESSIONS", "N
 _ElementsMessage = _taking_bytes(nftsocket.nft_set_elem_list_msg, "NFTA_SET_ELEM_LIST_ELEMENTS")
 
 
-# ---- words --------------------------------------------------------------------------------------
-def statements(table: NftTable) -> list[str]:
-    """Return the commands of nft(8) that make the table, one for each statement.
-
-    `flags owner` binds a table to the program that adds it: with nft itself it lasts as long as `nft -i` runs.
-    """
-    flags = "flags owner; " if table.owner else ""
-    note = f'comment "{comment_of(table)}"; '
-    lines = [f"nft add table inet {table.name} {{ {flags}{note}}}"]
-    for statement in table.content:
-        match statement:
-            case NftSet():
-                lines.append(f"nft add set inet {table.name} {statement.name} {{ {_set_words(statement)} }}")
-            case NftChain():
-                lines.append(f"nft add chain inet {table.name} {statement.name}{_chain_words(statement)}")
-            case NftRule():
-                note = f' comment "{statement.comment}"' if statement.comment else ""
-                lines.append(f"nft add rule inet {table.name} {statement.chain} {statement.text}{note}")
-    return lines
-
-
-def comment_of(table: NftTable) -> str:
-    """Return the comment under which the kernel keeps a table's note and digest."""
-    return f"gostnet {table.note} {table.digest}"
-
-
-def _set_words(of: NftSet) -> str:
-    flags = "" if of.type == "fib_addrtype" else " flags interval;"
-    elements = f" elements = {{ {', '.join(of.elements)} }};" if of.elements else ""
-    return f"type {of.type};{flags}{elements}"
-
-
-def _chain_words(chain: NftChain) -> str:
-    if not chain.hook:
-        return ""
-    return f" {{ type {chain.type} hook {chain.hook} priority {chain.priority}; policy accept; }}"
-
-
 # ---- transactions -------------------------------------------------------------------------------
+@dataclass(slots=True)
+class Item:
+    """One message; `words` are the command of nft(8) for it, "" if another item's say it already."""
+
+    words: str
+    message: Any
+
+
 class Transaction:
-    """Changes of family inet that the kernel makes all at once or not at all."""
+    """Changes of family inet that the kernel makes all at once or not at all; each method adds one."""
 
     __slots__ = ("_sets", "items")
 
     def __init__(self) -> None:
-        self.items: list[tuple[str, Any]] = []
+        self.items: list[Item] = []
         self._sets = 0
 
-    def replace(self, table: NftTable) -> Transaction:
-        """Put a table in place of whatever has its name, content included."""
-        self.remove(table.name)
-        self._table(table.name, owner=table.owner, comment=comment_of(table))
-        for statement, words in zip(table.content, statements(table)[1:], strict=True):
-            match statement:
-                case NftSet():
-                    self._set(table.name, statement, words)
-                case NftChain():
-                    self._chain(table.name, statement, words)
-                case NftRule():
-                    self._rule(table.name, statement, words)
-        return self
-
-    def remove(self, name: str) -> Transaction:
-        """Remove a table if it is there."""
-        self._table(name)  # DESTROYTABLE came with Linux 6.3, so it is made first where it is missing
-        self._put(
-            f"nft delete table inet {name}",
-            nftsocket.nft_table_msg,
-            nftsocket.NFT_MSG_DELTABLE,
-            0,
-            [("NFTA_TABLE_NAME", name)],
-        )
-        return self
-
-    def _table(self, name: str, *, owner: bool = False, comment: str = "") -> None:
+    def add_table(self, name: str, *, owner: bool = False, comment: str = "", quiet: bool = False) -> None:
+        """Make a table, or nothing if it is there. A comment is kept only by a new one."""
         attributes: list[tuple[str, Any]] = [("NFTA_TABLE_NAME", name)]
+        inner = ""
         if owner:
             attributes.append(("NFTA_TABLE_FLAGS", _OWNER))
+            inner += "flags owner; "
         if comment:
             attributes.append(("NFTA_TABLE_USERDATA", _user_data(comment)))
-        words = f"nft add table inet {name}"
-        self._put(words, _TableMessage, nftsocket.NFT_MSG_NEWTABLE, NLM_F_CREATE, attributes)
+            inner += f'comment "{comment}"; '
+        words = f"nft add table inet {name}" + (f" {{ {inner}}}" if inner else "")
+        self._put("" if quiet else words, _TableMessage, nftsocket.NFT_MSG_NEWTABLE, attributes, NLM_F_CREATE)
 
-    def _chain(self, table: str, chain: NftChain, words: str) -> None:
+    def delete_table(self, name: str) -> None:
+        """Remove a table with its content, if it is there."""
+        self.add_table(name, quiet=True)  # DESTROYTABLE came with Linux 6.3, so it is made where it is missing
+        words = f"nft delete table inet {name}"
+        attributes = [("NFTA_TABLE_NAME", name)]
+        self._put(words, nftsocket.nft_table_msg, nftsocket.NFT_MSG_DELTABLE, attributes)
+
+    def flush_table(self, table: str) -> None:
+        """Remove all rules."""
+        words = f"nft flush table inet {table}"
+        self._put(words, nftsocket.nft_rule_msg, nftsocket.NFT_MSG_DELRULE, [("NFTA_RULE_TABLE", table)])
+
+    def add_chain(self, table: str, chain: NftChain) -> None:
+        """Make a chain."""
         attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", chain.name)]
+        words = f"nft add chain inet {table} {chain.name}"
         if chain.hook:
-            hook = {
-                "attrs": [("NFTA_HOOK_HOOKNUM", _HOOKS[chain.hook]), ("NFTA_HOOK_PRIORITY", chain.priority)],
-            }
+            hook = {"attrs": [("NFTA_HOOK_HOOKNUM", _HOOKS[chain.hook]), ("NFTA_HOOK_PRIORITY", chain.priority)]}
             attributes += [("NFTA_CHAIN_HOOK", hook), ("NFTA_CHAIN_TYPE", chain.type), ("NFTA_CHAIN_POLICY", 1)]
-        self._put(words, nftsocket.nft_chain_msg, nftsocket.NFT_MSG_NEWCHAIN, NLM_F_CREATE, attributes)
+            words += f" {{ type {chain.type} hook {chain.hook} priority {chain.priority}; policy accept; }}"
+        self._put(words, nftsocket.nft_chain_msg, nftsocket.NFT_MSG_NEWCHAIN, attributes, NLM_F_CREATE)
 
-    def _rule(self, table: str, rule: NftRule, words: str) -> None:
+    def delete_chain(self, table: str, name: str) -> None:
+        """Remove a chain that has no rules and that no rule leads to."""
+        attributes = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", name)]
+        words = f"nft delete chain inet {table} {name}"
+        self._put(words, nftsocket.nft_chain_msg, nftsocket.NFT_MSG_DELCHAIN, attributes)
+
+    def add_rule(self, table: str, rule: NftRule) -> None:
+        """Append a rule to its chain."""
         attributes: list[tuple[str, Any]] = [
             ("NFTA_RULE_TABLE", table),
             ("NFTA_RULE_CHAIN", rule.chain),
             ("NFTA_RULE_EXPRESSIONS", rule.code),
         ]
+        words = f"nft add rule inet {table} {rule.chain} {rule.text}"
         if rule.comment:
             attributes.append(("NFTA_RULE_USERDATA", _user_data(rule.comment)))
-        self._put(words, _RuleMessage, nftsocket.NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, attributes)
+            words += f' comment "{_quotable(rule.comment)}"'
+        self._put(words, _RuleMessage, nftsocket.NFT_MSG_NEWRULE, attributes, NLM_F_CREATE | NLM_F_APPEND)
 
-    def _set(self, table: str, of: NftSet, words: str) -> None:
+    def add_set(self, table: str, of: NftSet) -> None:
+        """Make a set with its elements."""
         self._sets += 1
         kind, size = _SET_TYPES[of.type]
         interval = of.type != "fib_addrtype"
@@ -172,30 +144,42 @@ class Transaction:
             # What order of bytes the keys have, for whoever lists the set: 1 the host's, 2 the network's.
             ("NFTA_SET_USERDATA", struct.pack("=BBI", 0, 4, 2 if interval else 1)),
         ]
-        self._put(words, _SetMessage, nftsocket.NFT_MSG_NEWSET, NLM_F_CREATE, attributes)
+        inner = f"type {of.type};{' flags interval;' if interval else ''}"
+        inner += f" elements = {{ {', '.join(of.elements)} }};" if of.elements else ""
+        words = f"nft add set inet {table} {of.name} {{ {inner} }}"
+        self._put(words, _SetMessage, nftsocket.NFT_MSG_NEWSET, attributes, NLM_F_CREATE)
         encoded = list(_interval_elements(of)) if interval else [_element(host(_FIB_TYPES[e])) for e in of.elements]
         for start in range(0, len(encoded), _ELEMENTS_A_MESSAGE):
-            chunk = b"".join(encoded[start : start + _ELEMENTS_A_MESSAGE])
             attributes = [
                 ("NFTA_SET_ELEM_LIST_TABLE", table),
                 ("NFTA_SET_ELEM_LIST_SET", of.name),
-                ("NFTA_SET_ELEM_LIST_ELEMENTS", chunk),
+                ("NFTA_SET_ELEM_LIST_ELEMENTS", b"".join(encoded[start : start + _ELEMENTS_A_MESSAGE])),
             ]
-            words = f"nft add element inet {table} {of.name}"
-            self._put(words, _ElementsMessage, nftsocket.NFT_MSG_NEWSETELEM, NLM_F_CREATE, attributes)
+            self._put("", _ElementsMessage, nftsocket.NFT_MSG_NEWSETELEM, attributes, NLM_F_CREATE)
 
-    def _put(self, words: str, form: Any, kind: int, flags: int, attributes: list[tuple[str, Any]]) -> None:
+    def delete_set(self, table: str, name: str) -> None:
+        """Remove a set that no rule uses."""
+        words = f"nft delete set inet {table} {name}"
+        attributes = [("NFTA_SET_TABLE", table), ("NFTA_SET_NAME", name)]
+        self._put(words, _SetMessage, nftsocket.NFT_MSG_DELSET, attributes)
+
+    def _put(self, words: str, form: Any, kind: int, attributes: list[tuple[str, Any]], flags: int = 0) -> None:
         message = form()
         message["nfgen_family"] = _INET
         message["header"]["type"] = _SUBSYSTEM << 8 | kind
         message["header"]["flags"] = NLM_F_REQUEST | flags
         message["attrs"] = attributes
-        self.items.append((words, message))
+        self.items.append(Item(words, message))
+
+
+def _quotable(comment: str) -> str:
+    """Return a comment as nft(8) takes it between quotation marks, which it knows no way to escape."""
+    return "".join("'" if char == '"' else char if char.isprintable() else "?" for char in comment)
 
 
 def _user_data(comment: str) -> bytes:
     """Encode a comment as nft(8) reads it: type 0, length, text with its NUL; at most 128 bytes of text."""
-    text = comment.encode()[:127] + b"\0"
+    text = _quotable(comment).encode()[:127] + b"\0"
     return bytes((0, len(text))) + text
 
 
@@ -275,11 +259,12 @@ class Nft:
 
     def commit(self, transaction: Transaction) -> None:
         """Have a transaction done. Raise KernelError that names the refused statement; nothing is changed then."""
-        begin, end = (_batch_edge(kind) for kind in (_BATCH_BEGIN, _BATCH_END))
-        words = ["begin of the transaction", *(text for text, _ in transaction.items), "end of the transaction"]
-        messages = [begin, *(message for _, message in transaction.items), end]
+        items = transaction.items
+        if not items:
+            return
+        messages = [_batch_edge(_BATCH_BEGIN), *(item.message for item in items), _batch_edge(_BATCH_END)]
         messages[-2]["header"]["flags"] |= NLM_F_ACK  # success answers once, each failure answers by itself
-        first = self._sequence + 1
+        first = self._sequence + 2
         request = bytearray()
         for message in messages:
             self._sequence += 1
@@ -287,40 +272,65 @@ class Nft:
             message.reset()
             message.encode()
             request += message.data
-        self._send(request, words[1] if len(words) > 2 else words[0])
+        # A refusal of the batch as a whole (missing privilege) answers to its begin.
+        words = [item.words for item in items]
+        whole = next((text for text in words if text), "nft")
+        self._send(request, whole)
         acknowledged, failure = False, None
         for number, sequence, text in self._answers():
             if number == 0:
                 acknowledged = True
             elif failure is None:
                 place = sequence - first
-                statement = words[place] if 0 <= place < len(words) else "nft"
-                if place in (0, len(words) - 1) and len(words) > 2:
-                    statement = words[1]  # a refusal of the batch as a whole: missing privilege
-                failure = kernel_error(statement, number, text)
+                while 0 < place < len(words) and not words[place]:
+                    place -= 1
+                statement = words[place] if 0 <= place < len(words) else ""
+                failure = kernel_error(statement or whole, number, text)
         if failure is not None:
             raise failure
         if not acknowledged:
-            raise KernelError(words[1] if len(words) > 2 else "nft", errno.EIO, "the kernel did not answer")
+            raise KernelError(whole, errno.EIO, "the kernel did not answer")
 
     def tables(self) -> list[ObservedTable]:
         """List the tables of family inet. Raise KernelError."""
-        self._sequence += 1
-        body = struct.pack("=BBH", _INET, 0, 0)
-        request = _HEADER.pack(_HEADER.size + len(body), _GETTABLE, NLM_F_REQUEST | 0x300, self._sequence, 0) + body
-        self._send(bytearray(request), "nft list tables")
-        found: list[ObservedTable] = []
+        found = []
+        for of in self._dump("nft list tables", _GETTABLE):
+            owner = int.from_bytes(of.get(7, b""), "big")  # NFTA_TABLE_OWNER
+            found.append(ObservedTable(_text(of[1]), owner, _comment(of.get(6, b""))))
+        return found
+
+    def chains(self, table: str) -> list[str]:
+        """List the names of a table's chains, [] if there is no such table. Raise KernelError."""
+        return [_text(of[3]) for of in self._dump("nft list chains", _GETCHAIN) if _text(of[1]) == table]
+
+    def _dump(self, operation: str, kind: int) -> list[dict[int, bytes]]:
+        """Return the attributes of each answer. A dump that a change interrupted is asked for again."""
+        for _ in range(_ATTEMPTS):
+            self._sequence += 1
+            body = struct.pack("=BBH", _INET, 0, 0)
+            request = _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
+            self._send(bytearray(request + body), operation)
+            found, interrupted = [], False
+            for number, message in self._parts(operation):
+                if _HEADER.unpack_from(message)[2] & NLM_F_DUMP_INTR:
+                    interrupted = True
+                if number == _ERROR:
+                    raise kernel_error(operation, -int(struct.unpack_from("=i", message, _HEADER.size)[0]))
+                if number == _DONE:
+                    break
+                found.append(dict(_attributes(message, _HEADER.size + len(body))))
+            if not interrupted:
+                return found
+        raise KernelError(operation, errno.EAGAIN, "the state keeps changing")
+
+    def _parts(self, operation: str) -> Iterator[tuple[int, bytes]]:
         # The first part of a dump is ready when send() returns, and each recv() makes the kernel prepare the next.
         while True:
-            data = self._socket.recv(1 << 17)
-            for kind, message in _messages(data):
-                if kind == _ERROR:
-                    raise kernel_error("nft list tables", -int(struct.unpack_from("=i", message, _HEADER.size)[0]))
-                if kind == _DONE:
-                    return found
-                of = dict(_attributes(message, _HEADER.size + 4))
-                owner = int.from_bytes(of.get(7, b""), "big")  # NFTA_TABLE_OWNER
-                found.append(ObservedTable(_text(of[1]), owner, _comment(of.get(6, b""))))
+            try:
+                data = self._socket.recv(1 << 17)
+            except OSError as exc:
+                raise kernel_error(operation, exc.errno or errno.EIO) from exc
+            yield from _messages(data)
 
     def _send(self, request: bytearray, operation: str) -> None:
         # The whole transaction has to go in one piece. Without CAP_NET_ADMIN in the first user namespace the buffer

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from gostnet.core.errors import KernelError
 from gostnet.core.resources import Address, Key, Link, NftTable, Resource, Route, Rule, Sysctl
 
-from . import netlink, nft
+from . import netlink, nft_table
 
 _SIGNS = {"put": "+", "drop": "-", "change": "~", "keep": "!"}
 Verb = Literal["put", "drop", "change", "keep"]
@@ -67,11 +67,10 @@ def _lines(step: Step) -> Iterator[str]:
             yield f"{netlink.ip(item.version)} route {verb} {netlink.route_words(item)}"
         case Rule():
             yield f"{netlink.ip(item.version)} rule {'add' if put else 'del'} {netlink.rule_words(item)}"
+        case NftTable() if put:
+            yield from nft_table.words(item, step.before if isinstance(step.before, NftTable) else None)
         case NftTable():
-            if step.verb != "put":
-                yield f"nft delete table inet {item.name}"
-            if put:
-                yield from nft.statements(item)
+            yield f"nft delete table inet {item.name}"
         case _:
             yield " ".join(item.key)
 
