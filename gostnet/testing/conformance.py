@@ -105,12 +105,12 @@ async def _kinds_of_buffers(a: Stream, b: Stream) -> None:
 async def _sizes(a: Stream, b: Stream) -> None:
     await a.send(b"abcdef")
     first = await b.receive(1)
+    assert isinstance(first, bytes), f"receive returned {type(first).__name__}"
     assert len(first) == 1, f"receive(1) returned {len(first)} bytes"
     second = await b.receive(2)
     assert 1 <= len(second) <= 2, f"receive(2) returned {len(second)} bytes"
     rest = await receive_exactly(b, 6 - len(first) - len(second))
     _equal(first + second + rest, b"abcdef")
-    assert isinstance(rest, bytes), f"receive returned {type(rest).__name__}"
 
 
 async def _unread(a: Stream, b: Stream) -> None:
@@ -499,6 +499,8 @@ async def _run(check: Callable[..., Coroutine[Any, Any, None]], ends: tuple[Any,
         raise AssertionError(f"{name}: hangs") from None
     except AssertionError as exc:
         raise AssertionError(f"{name}: {exc}") from exc
+    except Exception as exc:
+        raise AssertionError(f"{name}: {type(exc).__name__}: {exc}") from exc
     finally:
         for end in ends:
             end.abort()
