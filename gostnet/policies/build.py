@@ -1,0 +1,339 @@
+"""From the configuration's sections to policy objects by name.
+
+What is wrong is gathered in `Build.problems`, so that a user sees all of it at once; an object with an error is still
+made of what is left, for checks, and must not be run. References between objects are the caller's to resolve.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+from ..config.schema import (
+    Admission,
+    Auther,
+    Bypass,
+    Config,
+    FileLoader,
+    Hosts,
+    HTTPLoader,
+    Limiter,
+    Nameserver,
+    Plugin,
+    RedisLoader,
+    Resolver,
+)
+from ..core import contracts
+from ..core.egress import Egress
+from ..core.errors import ConfigError
+from ..core.options import Problem
+from ..core.sockets import PLAIN, DialOptions
+from . import auth, hosts, limits, traffic
+from .admission import AddressAdmission, compile_clients
+from .bucket import Clock
+from .bypass import PatternBypass, check_network, compile_patterns
+from .entries import Clean, Entry, inline, strip_comment, strip_leading_comment
+from .loader import FileSource, HTTPSource, Reloader, Report, Source
+from .nameserver import TIMEOUT, NameServer, parse_family, parse_server, parse_subnet
+from .resolver import DNSResolver
+from .threads import Threads
+
+T = TypeVar("T")
+
+LOADER_THREADS: Final = 4
+
+Ways = Callable[[str, str], Egress]
+"""Takes the name of a chain ("" for none) and the path of the reference; raises ConfigError if there is no such one."""
+
+
+@dataclass(slots=True)
+class Build:
+    """What the builders share, and what they leave beside the objects.
+
+    resolver   looks up the host names in admissions
+    report     takes what loaders have to say, one sentence each, for the log
+    options    mark, interface and namespace of the loaders' own sockets
+    problems   what is wrong with the configuration
+    reloaders  await `load()` of each before the services start, then run `run()` of each as a task
+    """
+
+    resolver: contracts.Resolver | None = None
+    report: Report | None = None
+    options: DialOptions = PLAIN
+    clock: Clock = time.monotonic
+    problems: list[Problem] = field(default_factory=list)
+    reloaders: list[Reloader[object]] = field(default_factory=list)
+    threads: Threads = field(default_factory=lambda: Threads("loader", LOADER_THREADS))
+
+    def close(self) -> None:
+        """Let the loaders' threads end."""
+        self.threads.close()
+
+    def note(self, error: ConfigError) -> None:
+        """Gather an error."""
+        self.problems.append(Problem(error.path, error.reason, error.code))
+
+    def attempt(self, make: Callable[[], T], otherwise: T) -> T:
+        """Return what `make` makes, or `otherwise` if that is a ConfigError."""
+        try:
+            return make()
+        except ConfigError as exc:
+            self.note(exc)
+            return otherwise
+
+
+class _Loadable(Protocol):
+    @property
+    def path(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def reload(self) -> float: ...
+    @property
+    def file(self) -> FileLoader | None: ...
+    @property
+    def redis(self) -> RedisLoader | None: ...
+    @property
+    def http(self) -> HTTPLoader | None: ...
+    @property
+    def plugin(self) -> Plugin | None: ...
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=_Named)
+
+
+def _named(sections: Sequence[N]) -> Iterator[N]:
+    """Yield the sections that something can refer to; of equal names the first."""
+    seen = set()
+    for section in sections:
+        if section.name and section.name not in seen:
+            seen.add(section.name)
+            yield section
+
+
+def _unavailable(what: str) -> str:
+    return f"{what} is not available in this version"
+
+
+def _sources(section: _Loadable, build: Build) -> list[Source]:
+    """Return file and URL of a section; an empty one is none, as in GOST."""
+    path = section.path
+    if section.plugin is not None:
+        build.note(ConfigError(f"{path}.plugin", _unavailable("a plugin"), code="unavailable"))
+    if section.redis is not None:
+        build.note(ConfigError(f"{path}.redis", _unavailable("a Redis loader"), code="unavailable"))
+    sources: list[Source] = []
+    if section.file is not None and section.file.path_:
+        sources.append(FileSource(section.file.path_))
+    if section.http is not None and section.http.url:
+        loader = section.http
+        try:
+            sources.append(HTTPSource(loader.url, loader.timeout, build.options, f"{path}.http.url"))
+        except ConfigError as exc:
+            build.note(exc)
+    return sources
+
+
+def _watch(
+    kind: str,
+    section: _Loadable,
+    build: Build,
+    compile: Callable[[Sequence[Entry]], tuple[T, list[Problem]]],
+    install: Callable[[T], None],
+    *,
+    clean: Clean = strip_comment,
+    settle: Callable[[], Awaitable[Sequence[str]]] | None = None,
+) -> None:
+    """Add a reloader where there is something to load, or names to look up again."""
+    sources = _sources(section, build)
+    if sources or settle is not None:
+        reloader: Reloader[T] = Reloader(
+            f"{kind} {section.name}",
+            sources,
+            compile,
+            install,
+            build.threads,
+            period=section.reload,
+            clean=clean,
+            settle=settle,
+            report=build.report,
+        )
+        build.reloaders.append(reloader)  # type: ignore[arg-type]  # nobody puts a table in from outside
+
+
+# ---- admissions, bypasses -----------------------------------------------------------------------
+def build_admissions(config: Config, build: Build) -> dict[str, AddressAdmission]:
+    """Return the admissions by name."""
+    return {section.name: _admission(section, build) for section in _named(config.admissions)}
+
+
+def _admission(section: Admission, build: Build) -> AddressAdmission:
+    entries = inline(section.matchers, f"{section.path}.matchers")
+    clients, problems = compile_clients(entries)
+    build.problems += problems
+    admission = AddressAdmission(clients, whitelist=section.whitelist or section.reverse)
+    loaded = section.file is not None or section.http is not None
+    resolver = build.resolver
+    settle = None
+    if resolver is not None and (clients.names or loaded):
+        settle = partial(admission.resolve_names, resolver)
+    _watch(
+        "admission",
+        section,
+        build,
+        lambda more: compile_clients([*entries, *more]),
+        admission.replace,
+        settle=settle,
+    )
+    return admission
+
+
+def build_bypasses(config: Config, build: Build) -> dict[str, PatternBypass]:
+    """Return the bypasses by name."""
+    return {section.name: _bypass(section, build) for section in _named(config.bypasses)}
+
+
+def _bypass(section: Bypass, build: Build) -> PatternBypass:
+    entries = inline(section.matchers, f"{section.path}.matchers")
+    patterns, problems = compile_patterns(entries)
+    build.problems += problems
+    network = build.attempt(lambda: check_network(section.network, f"{section.path}.network"), "")
+    bypass = PatternBypass(patterns, whitelist=section.whitelist or section.reverse, network=network)
+    _watch("bypass", section, build, lambda more: compile_patterns([*entries, *more]), bypass.replace)
+    return bypass
+
+
+# ---- authers ------------------------------------------------------------------------------------
+def build_authers(config: Config, build: Build) -> dict[str, auth.StaticAuthenticator]:
+    """Return the authenticators by name."""
+    return {section.name: _auther(section, build) for section in _named(config.authers)}
+
+
+def _auther(section: Auther, build: Build) -> auth.StaticAuthenticator:
+    passwords = {pair.username: pair.password for pair in section.auths if pair.username}
+    auther = auth.StaticAuthenticator(auth.Users(passwords))
+    _watch(
+        "auther",
+        section,
+        build,
+        lambda more: auth.compile_users(passwords, more),
+        auther.replace,
+        clean=strip_leading_comment,
+    )
+    return auther
+
+
+# ---- hosts, resolvers ---------------------------------------------------------------------------
+def build_hosts(config: Config, build: Build) -> dict[str, hosts.StaticHosts]:
+    """Return the tables of names by name."""
+    return {section.name: _hosts(section, build) for section in _named(config.hosts)}
+
+
+def _hosts(section: Hosts, build: Build) -> hosts.StaticHosts:
+    mappings: list[hosts.Mapping] = []
+    for mapping in section.mappings:
+        found = hosts.parse_mapping(mapping.ip, (mapping.hostname, *mapping.aliases))
+        if found is None:
+            message = f"{mapping.ip[:64]!r} is not an IP address"
+            build.note(ConfigError(f"{mapping.path}.ip", message, code=hosts.CODE))
+        elif not mapping.hostname.strip():
+            build.note(ConfigError(f"{mapping.path}.hostname", "a mapping needs a name", code=hosts.CODE))
+        else:
+            mappings += found
+    table = hosts.StaticHosts(hosts.HostTable(mappings))
+    _watch("hosts", section, build, lambda more: hosts.compile_hosts(mappings, more), table.replace)
+    return table
+
+
+def build_resolvers(config: Config, build: Build, ways: Ways) -> dict[str, DNSResolver]:
+    """Return the resolvers by name; `ways` gives the egress of each server's chain."""
+    return {section.name: _resolver(section, build, ways) for section in _named(config.resolvers)}
+
+
+def _resolver(section: Resolver, build: Build, ways: Ways) -> DNSResolver:
+    if section.plugin is not None:
+        build.note(ConfigError(f"{section.path}.plugin", _unavailable("a plugin"), code="unavailable"))
+    servers = [server for server in section.nameservers if server.addr.strip()]
+    made = [_server(server, build, ways) for server in servers]
+    if not servers and section.plugin is None:
+        build.note(ConfigError(f"{section.path}.nameservers", "a resolver needs a name server", code="config.resolver"))
+    return DNSResolver([server for server in made if server is not None], clock=build.clock, report=build.report)
+
+
+def _server(section: Nameserver, build: Build, ways: Ways) -> NameServer | None:
+    path = section.path
+
+    def make() -> NameServer:
+        transport, address = parse_server(section.addr, f"{path}.addr")
+        return NameServer(
+            address=address,
+            egress=ways(section.chain, f"{path}.chain"),
+            transport=transport,
+            prefer=parse_family(section.prefer, f"{path}.prefer"),
+            only=parse_family(section.only, f"{path}.only"),
+            subnet=parse_subnet(section.client_ip, f"{path}.clientIP"),
+            ttl=section.ttl,
+            timeout=section.timeout if section.timeout > 0 else TIMEOUT,
+            stale=section.async_ and section.ttl >= 0,
+        )
+
+    return build.attempt(make, None)
+
+
+# ---- limiters -----------------------------------------------------------------------------------
+def build_limiters(config: Config, build: Build) -> dict[str, traffic.TrafficLimits]:
+    """Return the bandwidth limiters by name."""
+    made = {}
+    for section in _named(config.limiters):
+        entries = _limits(section)
+        rules, problems = traffic.compile_traffic(entries)
+        build.problems += problems
+        limiter = made[section.name] = traffic.TrafficLimits(rules, build.clock)
+        compile = partial(_compile, traffic.compile_traffic, entries)
+        _watch("limiter", section, build, compile, limiter.replace)
+    return made
+
+
+def build_climiters(config: Config, build: Build) -> dict[str, limits.ConnectionLimits]:
+    """Return the connection limiters by name."""
+    made = {}
+    for section in _named(config.climiters):
+        entries = _limits(section)
+        rules, problems = limits.compile_connections(entries)
+        build.problems += problems
+        limiter = made[section.name] = limits.ConnectionLimits(rules)
+        compile = partial(_compile, limits.compile_connections, entries)
+        _watch("climiter", section, build, compile, limiter.replace)
+    return made
+
+
+def build_rlimiters(config: Config, build: Build) -> dict[str, limits.RateLimits]:
+    """Return the limiters of requests by name."""
+    made = {}
+    for section in _named(config.rlimiters):
+        entries = _limits(section)
+        rules, problems = limits.compile_rates(entries)
+        build.problems += problems
+        limiter = made[section.name] = limits.RateLimits(rules, build.clock)
+        compile = partial(_compile, limits.compile_rates, entries)
+        _watch("rlimiter", section, build, compile, limiter.replace)
+    return made
+
+
+def _limits(section: Limiter) -> list[Entry]:
+    return inline(section.limits, f"{section.path}.limits")
+
+
+def _compile(
+    compile: Callable[[Sequence[Entry]], tuple[T, list[Problem]]], entries: Sequence[Entry], more: Sequence[Entry]
+) -> tuple[T, list[Problem]]:
+    """Compile the lines of the configuration, then those of the sources, which count more."""
+    return compile([*entries, *more])
