@@ -41,6 +41,9 @@ program of its own rather than code between fork and exec, which is unsafe in a 
 
 _KILL_GRACE = 5.0
 _GROUP_GRACE = 3.0
+_OUTPUT_GRACE = 0.5
+"""Seconds for what happens after a program's end: for it to listen to a signal, for its descendants to end, for its
+last output to be read when a descendant keeps the pipe open."""
 
 
 class ProcessFailed(GostnetError):
@@ -132,9 +135,10 @@ class Process:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise ProcessFailed(f"{self.name} still runs after {timeout:g} s{self._tail()}") from None
-        # A descendant may hold the pipes open: what the program itself wrote is read by then.
+        # A descendant may hold the pipes open; what the program itself wrote is there to be read already.
+        deadline = time.monotonic() + _OUTPUT_GRACE
         for reader in self._readers:
-            reader.join(1.0)
+            reader.join(max(0.0, deadline - time.monotonic()))
         return code
 
     def stop(self, timeout: float = _KILL_GRACE, *, number: int = signal.SIGTERM) -> int:
@@ -214,15 +218,15 @@ class Process:
                 for line in lines[checked[number] :]:
                     checked[number] += 1
                     if fits(line):
-                        return line.rstrip("\n")
+                        return line.rstrip("\n") or "\n"
             return None
 
         with self._changed:
-            found = self._changed.wait_for(lambda: find() or (None if self._open else ""), timeout)
-        if found:
-            return found
+            outcome = self._changed.wait_for(lambda: find() or not self._open, timeout)
+        if isinstance(outcome, str):
+            return outcome
         what = wanted if isinstance(wanted, str) else "the line waited for"
-        if found is None:
+        if not outcome:
             raise ProcessFailed(f"{self.name} did not print {what} within {timeout:g} s{self._tail()}")
         raise ProcessFailed(f"{self.name} ended without {what}, exit code {self.wait()}{self._tail()}")
 
@@ -276,11 +280,20 @@ def run_program(
 
 
 def _group_lives(group: int) -> bool:
-    """Tell whether a process of the group is alive; the group's leader has been waited for."""
+    """Tell whether a process of the group runs; one that has ended and is still listed does not."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                # proc(5): pid (command) state parent group ...
+                state, _, of, *_ = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(of) == group and state not in "ZX":
+                return True
+    return False

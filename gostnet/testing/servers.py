@@ -30,7 +30,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import dns.exception
 import dns.flags
@@ -54,6 +54,8 @@ Zone: TypeAlias = Mapping[str, Sequence[str]]
 
 _TTL = 1
 _PIECE = 1 << 16
+_DATAGRAMS = 32
+"""Datagrams taken per turn of the loop."""
 _CYCLE = bytes(range(251)) * (_PIECE // 251 + 2)
 """A prime number of different bytes: a piece that is lost, doubled or out of place never fits."""
 
@@ -145,7 +147,7 @@ class Servers:
         self._ports = ports
         self._endpoints: dict[tuple[str, int], Endpoint] = {}
         self._listening: list[asyncio.Server] = []
-        self._datagrams: list[asyncio.DatagramTransport] = []
+        self._associations: list[_Association] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._scope: Scope | None = None
 
@@ -163,8 +165,8 @@ class Servers:
         """Stop listening and drop every connection. Idempotent."""
         for server in self._listening:
             server.close()
-        for transport in self._datagrams:
-            transport.abort()
+        for association in self._associations:
+            association.close()
         for writer in list(self._writers):
             writer.transport.abort()
         if self._scope is not None:
@@ -174,7 +176,7 @@ class Servers:
             await server.wait_closed()
         await asyncio.sleep(0)
         self._listening.clear()
-        self._datagrams.clear()
+        self._associations.clear()
 
     def endpoint(self, service: str, version: int = 4) -> Endpoint:
         """Return where `service` (http, https, echo/tcp, echo/udp, dns/tcp, dns/udp) listens. Raise KeyError."""
@@ -189,10 +191,10 @@ class Servers:
             await self._listen("https", address, ports.https, self._http, identity.server_context("http/1.1"))
         if ports.echo is not None:
             await self._listen("echo/tcp", address, ports.echo, self._echo)
-            await self._bind("echo/udp", address, ports.echo, self._echo_datagram)
+            self._bind("echo/udp", address, ports.echo, self._echo_datagram)
         if ports.dns is not None:
             await self._listen("dns/tcp", address, ports.dns, self._dns)
-            await self._bind("dns/udp", address, ports.dns, self._dns_datagram)
+            self._bind("dns/udp", address, ports.dns, self._dns_datagram)
 
     async def _listen(
         self,
@@ -221,13 +223,9 @@ class Servers:
 
         self._listening.append(await asyncio.start_server(accepted, sock=sock, ssl=tls, backlog=1024))
 
-    async def _bind(
-        self, service: str, address: str, port: int, answer: Callable[[_Association, bytes, Any], None]
-    ) -> None:
+    def _bind(self, service: str, address: str, port: int, answer: Callable[[_Association, bytes, Any], None]) -> None:
         sock = self._bound(service, address, port, socket.SOCK_DGRAM)
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(lambda: _Association(self, service, answer), sock=sock)
-        self._datagrams.append(transport)
+        self._associations.append(_Association(self.witness, service, sock, answer))
 
     def _bound(self, service: str, address: str, port: int, kind: int) -> socket.socket:
         version = ip_address(address).version
@@ -425,27 +423,46 @@ class _Connection:
         await self.send(_head(status, keep_alive, kind, len(body)) + (b"" if head else body))
 
 
-class _Association(asyncio.DatagramProtocol):
-    def __init__(self, servers: Servers, service: str, answer: Callable[[_Association, bytes, Any], None]) -> None:
-        self._servers = servers
+class _Association:
+    """A UDP service on its socket. asyncio's own transport loses datagrams without payload."""
+
+    def __init__(
+        self,
+        witness: Witness,
+        service: str,
+        sock: socket.socket,
+        answer: Callable[[_Association, bytes, Any], None],
+    ) -> None:
+        self._witness = witness
         self._service = service
+        self._sock = sock
         self._answer = answer
-        self._transport: asyncio.DatagramTransport | None = None
-        self._server = Endpoint("", 0)
+        self._server = Endpoint.from_sockaddr(sock.getsockname())
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock.fileno(), self._readable)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)  # asyncio's own is no subclass before 3.12
-        self._server = Endpoint.from_sockaddr(transport.get_extra_info("sockname"))
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        self._answer(self, data, addr)
+    def _readable(self) -> None:
+        for _ in range(_DATAGRAMS):
+            try:
+                data, peer = self._sock.recvfrom(65535)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error about an earlier answer
+            self._answer(self, data, peer)
 
     def send(self, data: bytes, peer: Any) -> None:
-        assert self._transport is not None
-        self._transport.sendto(data, peer)
+        try:
+            self._sock.sendto(data, peer)
+        except OSError:
+            pass  # lost, as datagrams may be
 
     def note(self, peer: Any, detail: str) -> None:
-        self._servers.witness.note(Seen(self._service, Endpoint.from_sockaddr(peer), self._server, detail))
+        self._witness.note(Seen(self._service, Endpoint.from_sockaddr(peer), self._server, detail))
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
 
 
 @dataclass(slots=True)
