@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..core.errors import EndOfStream
+from ..core.errors import ConnError, EndOfStream
 from ..core.stream import CHUNK, Buffer, Stream
 
 
@@ -54,7 +54,10 @@ class Opening(Stream):
         if self._prefix and self._prompt:
             await asyncio.sleep(0)  # whoever has something to send in this very turn sends it along
             if self._prefix:
-                await self._flush()
+                try:
+                    await self._flush()
+                except ConnError:
+                    pass  # the peer does not listen: its last words, or why there are none, are still to be read
         below = self.below
         while self._strip is not None:
             data = await below.receive()

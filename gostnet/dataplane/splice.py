@@ -388,6 +388,9 @@ class _Pair:
         except OSError as exc:
             self._fail(conn_error(exc))
             return
+        except GostnetError as exc:  # what a header says
+            self._fail(exc)
+            return
         if half.done:
             if other.done:
                 self._gate.open()
