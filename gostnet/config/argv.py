@@ -89,6 +89,8 @@ class Invocation:
 def parse_args(argv: Sequence[str]) -> Invocation:
     """Parse the arguments after the program's name. Raise UsageError."""
     verb, rest = _verb(list(argv))
+    if verb == "lab":
+        return Invocation(verb=verb, words=tuple(rest))  # it has flags of its own and none of GOST's
     parts = _workers(rest)
     if len(parts) > 1:
         prefix = () if verb == "run" else (verb,)
