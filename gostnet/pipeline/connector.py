@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..core.contracts import Layer
+from ..core.contracts import Layer, Resolver
 from ..core.egress import Egress
 from ..core.log import Logger, quiet
 from ..core.options import Secret
@@ -18,6 +18,7 @@ class ConnectorContext:
     tls                  the TLS layer for dialogues that switch to TLS (SOCKS5 methods 0x80 and 0x82)
     name                 the node's host, shown as SNI
     direct               for connectors that dial from here: `direct`, and the UDP socket of a SOCKS5 UDP ASSOCIATE
+    resolver             for connectors that look names up here: SOCKS4 without 4a
     """
 
     username: str = ""
@@ -25,6 +26,7 @@ class ConnectorContext:
     tls: Layer | None = None
     name: str = ""
     direct: Egress | None = None
+    resolver: Resolver | None = None
     log: Logger = field(default_factory=quiet)
 
     @property

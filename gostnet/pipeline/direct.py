@@ -28,6 +28,11 @@ class Direct:
         self._resolver = resolver
         self._options = tuple(options)
 
+    @property
+    def resolver(self) -> Resolver:
+        """What names are looked up with."""
+        return self._resolver
+
     async def connect(self, flow: Flow, target: Endpoint) -> Stream:
         """Connect to `target`, a name by all its addresses. Raise DialError."""
         host = target.host or "127.0.0.1"

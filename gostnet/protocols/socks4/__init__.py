@@ -1,0 +1,1 @@
+"""SOCKS4 and SOCKS4a: handler and connector."""
