@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config.check import check
+from ..config.check import report
 from ..config.finding import Finding
 from ..config.load import Loaded
 from .catalog import catalog
@@ -10,7 +10,4 @@ from .catalog import catalog
 
 def check_loaded(loaded: Loaded, strict: bool = False, lenient: bool = False) -> list[Finding]:
     """Return the findings of loading and of all checks, in the order of their places. Opens nothing."""
-    findings = list(loaded.findings)
-    if not loaded.broken:
-        findings += check(loaded.config, catalog(), strict=strict, lenient=lenient)
-    return findings
+    return report(loaded, catalog(), strict=strict, lenient=lenient)

@@ -133,8 +133,7 @@ def summary(findings: Iterable[Finding]) -> str:
     """Return `N errors, M warnings`."""
     listed = list(findings)
     errors = sum(each.severity == "error" for each in listed)
-    warnings = len(listed) - errors
-    return f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
+    return f"{errors} errors, {len(listed) - errors} warnings"
 
 
 # ---- names and references --------------------------------------------------------------------------------------------

@@ -84,9 +84,13 @@ _OLD_BOOLEANS: Final = re.compile("y|Y|yes|Yes|YES|on|On|ON|n|N|no|No|NO|off|Off
 _BASE_60: Final = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _TIMESTAMP: Final = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ][0-9:.]+(Z|[-+][0-9:]+)?)?")
 _PLAIN_START: Final = re.compile(r"[-?:](?=[^\s,\[\]{}])|[^\s\-?:,\[\]{}#&*!|>'\"%@`]")
-_UNPRINTABLE: Final = re.compile(
-    "[^\\x09\\x0a\\x20-\\x7e\\x85\\xa0-\\ud7ff\\ue000-\\ufefe\\uff00-\\ufffd\\U00010000-\\U0010ffff]"
-)
+_UNPRINTABLE: Final = re.compile("[^\\x0a\\x20-\\x7e\\xa0-\\ud7ff\\ue000-\\ufefe\\uff00-\\ufffd]")
+"""What Go's library escapes, characters beyond 16 bits included."""
+_SPECIAL: Final = re.compile('["\\\\]|' + _UNPRINTABLE.pattern + "|\n")
+_ESCAPES: Final = {
+    **{"\0": "0", "\x07": "a", "\x08": "b", "\t": "t", "\n": "n", "\x0b": "v", "\x0c": "f", "\r": "r", "\x1b": "e"},
+    **{'"': '"', "\\": "\\", "\x85": "N"},
+}
 
 
 def _map_lines(data: Mapping[str, Any]) -> Iterator[str]:
@@ -151,9 +155,9 @@ def _number(value: float) -> str:
 def _string(text: str, indent: str) -> str:
     if _UNPRINTABLE.search(text):
         return _double_quoted(text)
-    if "\n" in text and not text.startswith((" ", "\t", "\n")) and "\t\n" not in text and " \n" not in text:
+    if "\n" in text and not text.startswith((" ", "\n")) and " \n" not in text:
         return _literal(text, indent)
-    if "\n" in text or "\r" in text or "\x85" in text:
+    if "\n" in text:
         return _double_quoted(text)
     if not isinstance(resolve(text), str) or _OLD_BOOLEANS.fullmatch(text) or _BASE_60.fullmatch(text):
         return _double_quoted(text)
@@ -166,7 +170,7 @@ def _string(text: str, indent: str) -> str:
 
 def _is_plain(text: str) -> bool:
     """True if a block scalar without quotes reads back as the same text."""
-    if text != text.strip() or ": " in text or " #" in text or text.endswith(":") or "\t" in text:
+    if text != text.strip() or ": " in text or " #" in text or text.endswith(":"):
         return False
     if text.startswith(("---", "...")):
         return False
@@ -174,12 +178,15 @@ def _is_plain(text: str) -> bool:
 
 
 def _double_quoted(text: str) -> str:
-    return (
-        json.dumps(text, ensure_ascii=False)
-        .replace("\x7f", "\\x7f")
-        .replace("\x85", "\\N")
-        .replace("\ufeff", "\\ufeff")
-    )
+    return '"' + _SPECIAL.sub(_escape, text) + '"'
+
+
+def _escape(found: re.Match[str]) -> str:
+    letter = found[0]
+    if letter in _ESCAPES:
+        return f"\\{_ESCAPES[letter]}"
+    code = ord(letter)
+    return f"\\x{code:02X}" if code < 0x100 else f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
 
 
 def _literal(text: str, indent: str) -> str:

@@ -140,6 +140,7 @@ class MetadataChecker:
             for options in reader.classes:
                 bind_options(options, reader.raw, reader.path, set(), self.problems)
         reported: set[str] = set()
+        everywhere = [key for reader in readers for cls in reader.classes for key in option_keys(cls)]
         for reader in readers:
             if reader.open_ended or shared_open:
                 continue
@@ -148,22 +149,20 @@ class MetadataChecker:
                 if key.lower() in own or key.startswith(reader.prefixes) or (from_url and key in reported):
                     continue
                 reported.add(key)
-                self.problems.append(_unknown(reader, key, own, known))
+                spelt = everywhere if from_url else [key for cls in reader.classes for key in option_keys(cls)]
+                self.problems.append(_unknown(reader, key, spelt, known))
 
 
 def _unknown(reader: _Reader, key: str, own: Iterable[str], elsewhere: Iterable[str]) -> Problem:
-    if isinstance(reader.raw[key], Mapping) and any(name.startswith(f"{key.lower()}.") for name in own):
+    """Say that nobody reads `key`; `own` are the keys that its map may have, `elsewhere` those of all parts."""
+    if isinstance(reader.raw[key], Mapping) and any(name.lower().startswith(f"{key.lower()}.") for name in own):
         inner = next(iter(reader.raw[key]), "...")
         message = f"nested keys are not read; write them with a dot, such as {key}.{inner}"
     elif key.lower() in elsewhere:
         message = "has no effect here; it is an option of another part of this service or hop"
     else:
-        message = f"nothing reads this key{did_you_mean(key, _spelt(reader) or own)}"
+        message = f"nothing reads this key{did_you_mean(key, own)}"
     return Problem(f"{reader.path}.{key}", message, UNKNOWN_KEY, "warning")
-
-
-def _spelt(reader: _Reader) -> list[str]:
-    return [name for options in reader.classes for name in option_keys(options)]
 
 
 def capture_problems(listener: schema.Listener) -> Iterator[Problem]:

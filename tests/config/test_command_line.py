@@ -308,11 +308,10 @@ def test_bad_port_of_a_target_is_an_error() -> None:
     assert findings == ["-L#1:15: error: target: 'abc' is not a port between 0 and 65535 [url.port]"]
 
 
-def test_all_ports_of_a_host_can_be_listened_on() -> None:
-    found = built("-L tcp://:0-65535/h:1")["services"]
-    assert len(found) == 65536
-    assert found[-1]["addr"] == ":65535"
-    assert found[-1]["name"] == "service-65535"
+def test_a_range_of_ports_makes_as_many_services() -> None:
+    found = built("-L tcp://:1000-1999/h:1")["services"]
+    assert len(found) == 1000
+    assert (found[-1]["name"], found[-1]["addr"]) == ("service-999", ":1999")
 
 
 def test_keys_lifted_to_the_forwarder() -> None:
