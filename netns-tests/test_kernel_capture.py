@@ -32,10 +32,7 @@ from gostnet.testing.namespaces import Network, Topology, read_sysctl, row, writ
 from gostnet.testing.netlink import ROUTE, Netlink, interfaces
 from gostnet.testing.state import diff, snapshot
 
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
+pytestmark = pytest.mark.netns
 
 TOPOLOGY: Topology = row("client", "gateway", "server")
 CLIENT = {4: "10.99.1.1", 6: "fd99:1::1"}
