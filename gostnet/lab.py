@@ -72,6 +72,9 @@ Probe: TypeAlias = tuple[str, Callable[[], None]]
 DIRECTORY = Path("/run/gostnet-lab")
 """Configurations and keys of the lab that runs; its lock is the one on the directory."""
 
+UDP_IDLE = "5s"
+"""Short, since a flow of datagrams is shown when it has ended."""
+
 _READY_TIMEOUT = 30.0
 
 
@@ -180,14 +183,12 @@ class _Lab:
 
     # ---- for people -------------------------------------------------------------------------
     def _show(self, line: str) -> None:
-        if self._options.verbose:
-            _say(line)
-            return
-        if self._options.check:
-            return
-        shown = flow_line(line)
+        shown = line if self._options.verbose else "" if self._options.check else flow_line(line)
         if shown:
-            _say(shown)
+            try:
+                _say(shown)
+            except OSError:  # nobody reads any more
+                self._stop.set()
 
     def _introduce(self, resolver: ResolverFile) -> None:
         holder = self._holder()
@@ -196,7 +197,7 @@ class _Lab:
         _say(
             f"gn-client 10.77.1.2 -- lan0 gn-gateway wan0 -- gn-exit -- gn-internet 10.77.3.2 {' '.join(NAMES)}\n"
             f"The gateway captures TCP by {how} and UDP by TPROXY, IPv4 and IPv6, and relays it over TLS to the exit.\n"
-            f"Configurations: {DIRECTORY}/gateway.yaml {DIRECTORY}/exit.yaml"
+            f"Configurations: {DIRECTORY}/gateway.yaml {DIRECTORY}/exit.yaml{' in there' if self._rootless else ''}"
         )
         if enter:
             _say("Try, in another terminal:")
@@ -353,7 +354,7 @@ def configurations(directory: Path, exit_address: str, tproxy: bool) -> dict[str
                 "name": "udp",
                 "addr": ":12346",
                 "handler": {"type": "redu", "chain": "out"},
-                "listener": {"type": "redu", "metadata": {"capture": ["lan0"]}},
+                "listener": {"type": "redu", "metadata": {"capture": ["lan0"], "ttl": UDP_IDLE}},
             },
         ],
         "chains": [
