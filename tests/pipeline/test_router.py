@@ -253,5 +253,3 @@ def test_l21_fifo_comes_back_after_the_fail_timeout() -> None:
     clock[0] = 3.5
     seen.append(pick())
     assert seen == ["a", "a", "b", "a"]
-
-
