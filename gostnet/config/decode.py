@@ -7,6 +7,7 @@ nanoseconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -44,11 +45,6 @@ class Decoder:
                 self.positions.add(entry.key, Spot(entry.place, entry.value.place, entry.key))
                 hint = "this is the syntax of GOST v2; write services and chains, or give the same URLs with -L and -F"
                 self._error(entry.key, hint, "config.v2")
-            elif entry.value.place.source.kind == "file" and is_empty(entry.value):
-                # GOST: a top-level section without content does not exist, `api: {}` included.
-                self.positions.add(entry.key, Spot(entry.place, entry.value.place, entry.key))
-                if isinstance(entry.value, Map):
-                    self._warn(entry.key, "is empty and therefore ignored", "config.empty")
             else:
                 entries.append(entry)
         return replace(self.section(Config, Map(entries, tree.place), ""), positions=self.positions)
@@ -66,7 +62,11 @@ class Decoder:
                     suggestion = did_you_mean(entry.key, (known.key for known in by_key.values()))
                     self._warn(below, f"unknown key{suggestion}", UNKNOWN_KEY)
                 continue
-            if isinstance(entry.value, Scalar) and entry.value.value is None:
+            if is_null(entry.value):
+                continue
+            if "[" not in path and entry.value.place.source.kind == "file" and is_empty(entry.value):
+                # GOST: outside of lists a section without content does not exist, `api: {}` included.
+                self._warn(below, "is empty and therefore ignored", "config.empty")
                 continue
             try:
                 values[each.attribute] = self._value(each, entry.value, below)
@@ -169,7 +169,7 @@ class Decoder:
         for key, item in self._map_entries(tree, path):
             at = _join(path, key)
             try:
-                result[key] = self._string(item, at) if not _is_null(item) else ""
+                result[key] = self._string(item, at) if not is_null(item) else ""
             except Unusable as exc:
                 self._error(at, f"{_shown(item)} is not {exc}", "config.type")
         return result
@@ -209,13 +209,14 @@ def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _is_null(tree: Tree) -> bool:
+def is_null(tree: Tree) -> bool:
+    """True for null."""
     return isinstance(tree, Scalar) and tree.value is None
 
 
 def is_empty(tree: Tree) -> bool:
-    """True for null and for a map without entries."""
-    return _is_null(tree) or (isinstance(tree, Map) and not tree.entries)
+    """True for null, and for a map in which nothing but such values is."""
+    return is_null(tree) or (isinstance(tree, Map) and all(is_empty(entry.value) for entry in tree.entries))
 
 
 def _shown(tree: Tree) -> str:
@@ -229,7 +230,7 @@ def _weak_text(value: int | float | bool | None) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, float):
-        return plain_decimal(value)
+        return plain_decimal(value) if math.isfinite(value) else {"inf": "+Inf", "-inf": "-Inf"}.get(str(value), "NaN")
     return "" if value is None else str(value)
 
 

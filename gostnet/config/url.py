@@ -115,6 +115,8 @@ def _split_rest(text: str, start: int, lead: int, scheme: str, free_host: bool) 
         host = text[at + 1 : end]
     if not free_host:
         _check_host(host, columns["host"])
+        # The zone of an IPv6 address is escaped in a URL: [fe80::1%25eth0].
+        host = re.sub(r"\[[^\]]*\]", lambda found: found[0].replace("%25", "%"), host)
     rest = text[end:]
     path, mark, query = rest.partition("?")
     columns["query"] = lead + end + len(path) + 2 if mark else lead + len(text) + 1

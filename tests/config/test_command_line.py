@@ -496,6 +496,16 @@ def test_nodes() -> None:
     assert found["addr"] == "h:443"
 
 
+def test_zones_are_unescaped_in_nodes() -> None:
+    found = node("-F 'tls://[fe80::1%25eth0]:1080'")
+    assert (found["addr"], found["dialer"]["tls"]) == ("[fe80::1%eth0]:1080", {"serverName": "fe80::1%eth0"})
+
+
+def test_a_path_of_a_node_may_hold_commas() -> None:
+    # GOST makes a second node of the 9600.
+    assert node("-F serial:///dev/ttyUSB0,9600")["addr"] == "/dev/ttyUSB0,9600"
+
+
 def test_lifted_keys_of_a_node_do_not_stay_in_the_hop() -> None:
     # GOST: secrets and TLS keys remain in the hop's metadata, which -O and the API show.
     [hop] = built("-L :1 -F 'https://h:443?secure=true&serverName=z&cert=c&key=k&auth=dTpw'")["chains"][0]["hops"]

@@ -232,6 +232,13 @@ def test_empty_sections_do_not_exist_in_files() -> None:
     assert plugin.tls is not None
 
 
+def test_empty_sections_within_sections_do_not_exist_either() -> None:
+    config, _ = decode("tls: {certFile: a, keyFile: b, options: {}}\napi: {auth: {}}\nlog: {rotation: {maxSize: null}}")
+    assert config.tls is not None
+    assert config.tls.options is None
+    assert (config.api, config.log) == (None, None)
+
+
 def test_status_is_ignored() -> None:
     config_of("services: [{name: a, status: {state: ready}}]")
 
