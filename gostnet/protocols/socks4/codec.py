@@ -88,7 +88,10 @@ def encode_request(target: Endpoint, userid: bytes = b"", *, by_address: bool = 
         ip = target.ip
         if ip is None or ip.version != 4:
             raise ProtocolError(f"{target.host[:64]!r} is not an IPv4 address, the only kind that SOCKS4 can ask for")
-        return b"\x04\x01" + port + ip.packed + userid + b"\0"
+        packed = ip.packed
+        if packed[:3] == b"\0\0\0" and packed[3]:
+            raise ProtocolError(f"{ip} stands for a name in SOCKS4a")
+        return b"\x04\x01" + port + packed + userid + b"\0"
     try:
         host = target.host.encode()
     except UnicodeEncodeError as exc:

@@ -93,7 +93,7 @@ class RelayedDatagrams(Datagrams):
     idle      seconds without a datagram either way after which it ends; 0: never
     """
 
-    __slots__ = ("_below", "_control", "_ended", "_idle", "_last", "_loop", "_scope", "_target")
+    __slots__ = ("_below", "_closed", "_control", "_ended", "_idle", "_last", "_loop", "_scope", "_target")
 
     def __init__(self, control: Stream, below: Datagrams, target: Endpoint | None, idle: float = 0.0) -> None:
         super().__init__(below.local)
@@ -102,6 +102,7 @@ class RelayedDatagrams(Datagrams):
         self._target = target
         self._idle = idle
         self._ended = False
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
         self._scope = Scope("socks5 association")
@@ -110,8 +111,13 @@ class RelayedDatagrams(Datagrams):
     async def _watch(self) -> None:
         """Let the receiver see the end of the control connection: the socket below cannot tell of it."""
         await until_end(self._control)
-        self._ended = True
+        self._end()
+
+    def _end(self) -> None:
+        if not self._closed:
+            self._ended = True
         self._below.abort()
+        self._control.abort()
 
     async def receive(self) -> Sequence[Datagram]:
         while True:
@@ -141,7 +147,7 @@ class RelayedDatagrams(Datagrams):
         while True:
             left = self._last + self._idle - self._loop.time()
             if left <= 0:
-                self.abort()
+                self._end()
                 return ()
             try:
                 async with asyncio.timeout(left):
@@ -165,13 +171,15 @@ class RelayedDatagrams(Datagrams):
                 raise
 
     async def aclose(self) -> None:
-        self._ended = True
+        self._closed = True
+        self._ended = False
         await self._below.aclose()
         await self._control.aclose()
         await self._scope.cancel()
 
     def abort(self) -> None:
         """Close both; the task that watches the control connection ends with it, in the loop's next turns."""
-        self._ended = True
+        self._closed = True
+        self._ended = False
         self._below.abort()
         self._control.abort()
