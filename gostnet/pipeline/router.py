@@ -84,6 +84,12 @@ class ServiceRouter:
         self._refuse_bypassed(flow, target)
         return await self._attempts(flow, target, lambda way, where: way.associate(flow, where))
 
+    def admit(self, flow: Flow, target: Endpoint) -> None:
+        """Decide about `target` as `connect` does: for handlers that use an open connection again. Raise BypassDenied."""
+        flow.target = target
+        self._refuse_bypassed(flow, target)
+        self._shape(flow)
+
     def permits(self, peer: Endpoint) -> bool:
         """Tell whether datagrams of an association may go to, or come from, `peer`."""
         return self.bypass is None or not self.bypass.contains("udp", peer)

@@ -1,0 +1,1 @@
+"""HTTP proxies: CONNECT, forwarded requests, and UDP over HTTP, both sides."""
