@@ -480,7 +480,7 @@ def _expect_upload(place: str, target: Endpoint, size: int) -> None:
 
 
 def _expect_slow(place: str, target: Endpoint) -> None:
-    reply = fetch(place, target, "/slow/1")
+    reply = fetch(place, target, "/slow/0.5")
     _expect((reply.status, reply.body[:11]), (200, b"hello, late"))
 
 

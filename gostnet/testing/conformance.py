@@ -18,6 +18,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from gostnet.core.address import ANY
 from gostnet.core.datagrams import Datagram, Datagrams
 from gostnet.core.errors import ConnError
+from gostnet.core.fiber import Fiber
+from gostnet.core.hub import current_hub
 from gostnet.core.stream import Closable, Stream
 from gostnet.core.tasks import Scope
 
@@ -33,7 +35,7 @@ MakeDatagrams: TypeAlias = Callable[[], Awaitable[DatagramsPair] | AbstractAsync
 _HANG = 10.0
 """Seconds after which an operation that should end is said to hang: far beyond what a busy machine needs."""
 
-_STILL = 0.05
+_STILL = 0.03
 """Seconds without progress after which a writer is said to wait."""
 
 _TURNS = 20
@@ -50,7 +52,7 @@ async def check_stream(
     transfer: int = 4 << 20,
     two_readers: bool = True,
 ) -> None:
-    """Check a kind of stream in both directions.
+    """Check a kind of stream in both directions, by tasks and by fibers.
 
     half_close     whether the end of one direction leaves the other open; without, `send_eof` may close fully
     most_buffered  bytes that may be on their way before `send` has to wait
@@ -79,10 +81,7 @@ async def check_stream(
         runs.append((_half_close, {}))
     if two_readers:
         runs.append((_two_readers, {}))
-    for check, options in runs:
-        for swapped in (False, True):
-            async with _opened(make_pair) as (left, right):
-                await _run(check, (right, left) if swapped else (left, right), options)
+    await _run_all(runs, make_pair)
 
 
 async def _exchange(a: Stream, b: Stream) -> None:
@@ -289,7 +288,7 @@ async def check_datagrams(
     sees_end: bool = False,
     two_readers: bool = True,
 ) -> None:
-    """Check a kind of datagrams in both directions.
+    """Check a kind of datagrams in both directions, by tasks and by fibers.
 
     The ends know each other: what one sends to the peer it last heard of, or to ANY, reaches the other.
 
@@ -316,10 +315,7 @@ async def check_datagrams(
         runs.append((_datagrams_end, {}))
     if two_readers:
         runs.append((_datagrams_two_readers, {}))
-    for check, options in runs:
-        for swapped in (False, True):
-            async with _opened(make_pair) as (left, right):
-                await _run(check, (right, left) if swapped else (left, right), options)
+    await _run_all(runs, make_pair)
 
 
 async def _boundaries(a: Datagrams, b: Datagrams, largest: int) -> None:
@@ -490,6 +486,38 @@ async def _opened(
             end.abort()
 
 
+async def _run_all(
+    runs: Sequence[tuple[Callable[..., Coroutine[Any, Any, None]], dict[str, Any]]],
+    make_pair: Callable[[], Awaitable[tuple[T, T]] | AbstractAsyncContextManager[tuple[T, T]]],
+) -> None:
+    """Run each check in both directions, by tasks and by fibers: connections are served by fibers."""
+    for check, options in runs:
+        for swapped in (False, True):
+            for in_fiber in (False, True):
+                async with _opened(make_pair) as (left, right):
+                    ends = (right, left) if swapped else (left, right)
+                    if in_fiber:
+                        await _by_fiber(_run(check, ends, options))
+                    else:
+                        await _run(check, ends, options)
+
+
+async def _by_fiber(work: Coroutine[Any, Any, None]) -> None:
+    failure: list[BaseException] = []
+
+    async def body() -> None:
+        try:
+            await work
+        except AssertionError as exc:
+            failure.append(exc)
+
+    ended = asyncio.get_running_loop().create_future()
+    Scope("conformance").launch(body()).add_done_callback(lambda _: ended.set_result(None))
+    await ended
+    if failure:
+        raise failure[0]
+
+
 async def _run(check: Callable[..., Coroutine[Any, Any, None]], ends: tuple[Any, Any], options: dict[str, Any]) -> None:
     name = check.__name__.strip("_").replace("_", " ")
     try:
@@ -508,12 +536,15 @@ async def _run(check: Callable[..., Coroutine[Any, Any, None]], ends: tuple[Any,
 
 
 class _Work(Generic[R]):
-    """A task whose error is kept for whoever asks for the result."""
+    """A task, or a fiber if started by one, whose outcome is kept for whoever asks for it."""
 
     def __init__(self, scope: Scope, work: Awaitable[R]) -> None:
         self._results: list[R] = []
         self._error: BaseException | None = None
-        self._task = scope.start(self._body(work), "conformance")
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        start = scope.start if current_hub().fiber is None else scope.launch
+        self._handle: asyncio.Task[None] | Fiber = start(self._body(work))
+        self._handle.add_done_callback(self._end)
 
     async def _body(self, work: Awaitable[R]) -> None:
         try:
@@ -521,14 +552,18 @@ class _Work(Generic[R]):
         except (Exception, asyncio.CancelledError) as exc:
             self._error = exc
 
+    def _end(self, _handle: object) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
     def done(self) -> bool:
-        return self._task.done()
+        return self._handle.done()
 
     def cancel(self) -> None:
-        self._task.cancel()
+        self._handle.cancel()
 
     async def result(self) -> R:
-        await self._task
+        await self._ended
         if self._error is not None:
             raise self._error
         return self._results[0]
