@@ -258,6 +258,8 @@ async def _refuse(client: Stream, reply: Reply) -> None:
     try:
         await client.send(encode_reply(reply))
         if isinstance(client, SocketStream):
-            client.receive_now()  # closing with unread bytes would send a reset, which may overtake the reply
+            # Closing with unread bytes would send a reset, which may overtake the reply.
+            client.take_unread()
+            client.receive_now()
     except ConnError:
         pass
