@@ -209,6 +209,124 @@ async def echo_server(host: str = "127.0.0.1") -> AsyncIterator[int]:
         server.close()
 
 
+# ---- a plain peer -------------------------------------------------------------------------------
+class Peer:
+    """A socket in asyncio's own hands, independent of the project's streams: what tests talk to handlers with."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+
+    @classmethod
+    async def connect(cls, address: Endpoint) -> Peer:
+        """Connect to `address`."""
+        peer = cls(socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_STREAM))
+        await peer._loop.sock_connect(peer.sock, tuple(address))
+        return peer
+
+    @property
+    def address(self) -> Endpoint:
+        """The local address."""
+        return Endpoint.from_sockaddr(self.sock.getsockname())
+
+    async def send(self, data: bytes) -> None:
+        """Write all of `data`."""
+        async with asyncio.timeout(PATIENCE):
+            await self._loop.sock_sendall(self.sock, data)
+
+    async def receive(self, count: int = 65536) -> bytes:
+        """Return what comes next, b"" at the end; the end of a connection that was reset too."""
+        async with asyncio.timeout(PATIENCE):
+            try:
+                return await self._loop.sock_recv(self.sock, count)
+            except ConnectionResetError:
+                return b""
+
+    async def exactly(self, count: int) -> bytes:
+        """Return `count` bytes, fewer only at the end."""
+        data = b""
+        while len(data) < count and (piece := await self.receive(count - len(data))):
+            data += piece
+        return data
+
+    async def rest(self) -> bytes:
+        """Return everything up to the end."""
+        data = b""
+        while piece := await self.receive():
+            data += piece
+        return data
+
+    async def match(self, pattern: re.Pattern[bytes], least: int = 1) -> bytes:
+        """Return what comes once it matches `pattern` as a whole; what has come when it ends or is late."""
+        data = await self.exactly(least)
+        try:
+            while not pattern.fullmatch(data) and (piece := await self.receive()):
+                data += piece
+        except TimeoutError:
+            pass
+        return data
+
+    def shut(self) -> None:
+        """End our direction."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.sock.close()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class UdpPeer:
+    """A UDP socket on loopback in asyncio's own hands."""
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setblocking(False)
+        self.sock.bind((host, 0))
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def address(self) -> Endpoint:
+        """The local address."""
+        return Endpoint.from_sockaddr(self.sock.getsockname())
+
+    async def send(self, data: bytes, to: Endpoint) -> None:
+        """Send one datagram."""
+        self.sock.sendto(data, tuple(to))
+
+    async def receive(self) -> tuple[bytes, Endpoint]:
+        """Return the next datagram and who sent it."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    data, sender = self.sock.recvfrom(65536)
+                except BlockingIOError:
+                    await self._readable()
+                else:
+                    return data, Endpoint.from_sockaddr(sender)
+
+    async def _readable(self) -> None:
+        # uvloop has no sock_recvfrom.
+        ready = asyncio.Event()
+        self._loop.add_reader(self.sock, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_reader(self.sock)
+
+    def __enter__(self) -> UdpPeer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+
 class Listening:
     """A listening socket on loopback whose connections the test serves by itself."""
 
