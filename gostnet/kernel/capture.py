@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal
 
 from gostnet.core.errors import ConfigError
@@ -110,8 +110,6 @@ def _check(capture: Capture) -> None:
     for low, high in capture.ports:
         if not 0 < low <= high < 65536:
             raise ConfigError(path, f"'{low}-{high}' is not a range of ports such as 8000-8100")
-    _networks(capture.exclude, path)
-    _networks(capture.sources, path)
     if capture.address:
         try:
             address = ip_address(capture.address)
@@ -124,16 +122,24 @@ def _check(capture: Capture) -> None:
 
 def _networks(texts: Iterable[str], path: str) -> dict[int, tuple[str, ...]]:
     """Return the networks by IP version, without those that others hold already."""
-    found: dict[int, list[IPv4Network | IPv6Network]] = {4: [], 6: []}
+    found: dict[int, list[tuple[int, int]]] = {4: [], 6: []}
     for text in texts:
         try:
             network = ip_network(text, strict=False)
         except ValueError:
             raise ConfigError(path, f"{text!r} is not a network such as 192.0.2.0/24") from None
-        found[network.version].append(network)
-    v4 = collapse_addresses([n for n in found[4] if isinstance(n, IPv4Network)])
-    v6 = collapse_addresses([n for n in found[6] if isinstance(n, IPv6Network)])
-    return {4: tuple(map(str, v4)), 6: tuple(map(str, v6))}
+        found[network.version].append((int(network.network_address), network.prefixlen))
+    return {version: tuple(_maximal(networks, version)) for version, networks in found.items()}
+
+
+def _maximal(networks: list[tuple[int, int]], version: int) -> Iterator[str]:
+    """Yield the networks that no other one holds, ascending. (`collapse_addresses` takes seconds for a long list.)"""
+    width, form = (32, IPv4Address) if version == 4 else (128, IPv6Address)
+    beyond = 0
+    for first, length in sorted(networks):
+        if first >= beyond:
+            beyond = first + (1 << width - length)
+            yield f"{form(first)}/{length}"
 
 
 def _ranges(ports: Iterable[tuple[int, int]]) -> tuple[str, ...]:
@@ -152,6 +158,8 @@ class _Table:
 
     def __init__(self, captures: Sequence[Capture]) -> None:
         self.captures = list(enumerate(captures))
+        self.exclude = {c: _networks(c.exclude, c.service) for c in captures}
+        self.sources = {c: _networks(c.sources, c.service) for c in captures}
         self.sets: list[NftSet] = [NftSet(_HERE, "fib_addrtype", ("local", "broadcast", "anycast", "multicast"))]
         self.chains: list[NftChain] = []
         self.rules: list[NftRule] = []
@@ -186,11 +194,10 @@ class _Table:
         self, word: str, kind: Literal["ipv4_addr", "ipv6_addr", "inet_service"], elements: tuple[str, ...]
     ) -> str:
         """Return the name of a set with this content, which is part of the name: see `nft_table`."""
-        digest = hashlib.sha256(" ".join(elements).encode()).hexdigest()[:12]
-        of = NftSet(f"{word}_{digest}", kind, elements)
-        if of not in self.sets:
-            self.sets.append(of)
-        return of.name
+        name = f"{word}_{hashlib.sha256(' '.join(elements).encode()).hexdigest()[:12]}"
+        if all(of.name != name for of in self.sets):
+            self.sets.append(NftSet(name, kind, elements))
+        return name
 
     def _never(self) -> None:
         """Accept, as it is, what no capture takes."""
@@ -208,16 +215,17 @@ class _Table:
         if capture.address:
             other = 10 - ip_address(capture.address).version
             self._rule(chain, nft.ip_version(other), nft.back())
-        exclude = _networks(capture.exclude, capture.service)
-        sources = _networks(capture.sources if place == "interface" else (), capture.service)
+        exclude, sources = self.exclude[capture], self.sources[capture]
         for version, kind in _SET_TYPES.items():
             if exclude[version]:
                 name = self._set(f"exclude{version}", kind, exclude[version])
                 self._rule(chain, nft.address_in("daddr", version, name), nft.back())
+            if place != "interface" or not capture.sources:
+                continue
             if sources[version]:
                 name = self._set(f"sources{version}", kind, sources[version])
                 self._rule(chain, nft.address_in("saddr", version, name, negate=True), nft.back())
-            elif sources[10 - version]:
+            else:
                 self._rule(chain, nft.ip_version(version), nft.back())
         if capture.ports:
             name = self._set("ports", "inet_service", _ranges(capture.ports))

@@ -1,7 +1,8 @@
 """The guard: a program that waits for the daemon's death and then gives the host back as it was.
 
-`watch.start` runs it by exec with none of the daemon's descriptors but a pidfd. While it waits it has loaded next to
-nothing; what rolls back is loaded when the daemon is dead. It runs in the network namespace that it cleans.
+`watch.start` runs it by exec with none of the daemon's descriptors but a pidfd. It watches before it has loaded
+anything, then loads what rolls back: when the daemon dies nothing has to be found, and a machine that is short of
+everything delays nothing. It runs in the network namespace that it cleans.
 
 Arguments: descriptor of the pidfd, path of the journal, the daemon's process id, its start in ticks, then the
 directories in which gostnet and its dependencies are found. Standard output gets a byte as soon as it watches;
@@ -12,6 +13,10 @@ import os
 import select
 import signal
 import sys
+
+TYPE_CHECKING = False  # typing takes longer to load than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def main(arguments: list[str]) -> int:
@@ -30,6 +35,8 @@ def main(arguments: list[str]) -> int:
         os.close(1)
     except OSError:
         pass  # the daemon has died already
+    sys.path += directories
+    roll_back = _loaded(path, int(pid), int(start))
     while True:
         ready = dict(poll.poll())
         if int(descriptor) in ready:
@@ -38,25 +45,28 @@ def main(arguments: list[str]) -> int:
         if 0 in ready and os.read(0, 1):
             return 0
         poll.unregister(0)
-    sys.path += directories
-    return _roll_back(path, int(pid), int(start))
+    return roll_back()
 
 
-def _roll_back(path: str, pid: int, start: int) -> int:
+def _loaded(path: str, pid: int, start: int) -> "Callable[[], int]":
+    """Load what rolls back, and return it ready to be called."""
     import syslog
     from pathlib import Path
 
     from gostnet.kernel.journal import Owner
     from gostnet.kernel.recovery import roll_back_of
 
-    steps = roll_back_of(Path(path), Owner(pid, start))
-    kept = [step for step in steps if step.verb == "keep"]
-    if steps:
-        syslog.openlog("gostnet", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(syslog.LOG_NOTICE, f"process {pid} died; rolled back {len(steps) - len(kept)} steps")
+    def roll_back() -> int:
+        steps = roll_back_of(Path(path), Owner(pid, start))
+        kept = [step for step in steps if step.verb == "keep"]
+        if steps:
+            syslog.openlog("gostnet", syslog.LOG_PID, syslog.LOG_DAEMON)
+            syslog.syslog(syslog.LOG_NOTICE, f"process {pid} died; rolled back {len(steps) - len(kept)} steps")
         for step in kept:
             syslog.syslog(syslog.LOG_WARNING, str(step))
-    return int(bool(kept))
+        return int(bool(kept))
+
+    return roll_back
 
 
 def _write(path: str, text: str) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import time
+from typing import TYPE_CHECKING
 
 from gostnet.core.errors import KernelError
 from gostnet.core.resources import Address, Link, NftTable, Resource, Route, Rule, Sysctl
 
-from . import netns, nft_table, sysctl
+from . import netns, sysctl
 from .netlink import RouteNetlink
-from .nft import Nft, ObservedTable, owned_by_others
+
+if TYPE_CHECKING:
+    # Loaded when a table is first asked for: it brings pyroute2 along, which the guard never needs.
+    from .nft import Nft, ObservedTable
 
 _OWNER_TIMEOUT = 2.0
 """Seconds to wait for the table of a process that is dying to go: its sockets close one after the other."""
@@ -25,22 +29,27 @@ class LiveKernel:
     def __init__(self, place: netns.Place = None) -> None:
         """Open the sockets. Raise KernelError."""
         self.namespace = netns.open_namespace(place)
+        self._nft_socket: Nft | None = None
         try:
             self._route = RouteNetlink(self.namespace)
-            try:
-                self._nft = Nft(self.namespace)
-            except BaseException:
-                self._route.close()
-                raise
         except BaseException:
             self.namespace.close()
             raise
 
     def close(self) -> None:
         """Close the sockets, and with them the tables that they own. Idempotent."""
-        self._nft.close()
+        if self._nft_socket is not None:
+            self._nft_socket.close()
         self._route.close()
         self.namespace.close()
+
+    @property
+    def _nft(self) -> Nft:
+        if self._nft_socket is None:
+            from .nft import Nft
+
+            self._nft_socket = Nft(self.namespace)
+        return self._nft_socket
 
     def observe(self, item: Resource) -> Resource | None:
         """Return what is there under the item's key, None for nothing. Raise KernelError."""
@@ -80,6 +89,8 @@ class LiveKernel:
                 self._route.put_rule(item)
             case NftTable():
                 self._await_release(item.name)
+                from . import nft_table
+
                 nft_table.put(self._nft, item, before if isinstance(before, NftTable) else None)
             case _:
                 raise KernelError(f"put {item.kind}", errno.EINVAL, "is not a resource of the kernel")
@@ -95,6 +106,8 @@ class LiveKernel:
                 case Rule():
                     self._route.drop_rule(item)
                 case NftTable():
+                    from . import nft_table
+
                     self._nft.commit(nft_table.removal(item.name))
                 case _:
                     pass
@@ -120,6 +133,8 @@ class LiveKernel:
             return sysctl.read("net.ipv6.conf.lo.disable_ipv6") == "0"
 
     def _observe_table(self, name: str) -> NftTable | None:
+        from . import nft_table
+
         for table in self.tables():
             if table.name == name:
                 word, _, note = table.comment.partition(" ")
@@ -129,6 +144,8 @@ class LiveKernel:
 
     def _await_release(self, name: str) -> None:
         """Wait while another socket owns the table. Raise KernelError if that lasts."""
+        from .nft import owned_by_others
+
         deadline = time.monotonic() + _OWNER_TIMEOUT
         while owned_by_others(self.tables(), name, self._nft.port):
             if time.monotonic() > deadline:

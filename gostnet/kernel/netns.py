@@ -112,9 +112,13 @@ def inside(place: Place) -> Iterator[None]:
 
     Never await inside: the event loop would run other tasks in the wrong namespace. If the thread cannot come back,
     the process is aborted, since everything it did from then on would happen in the wrong network. Raise KernelError
-    if the namespace does not exist or may not be entered; the thread has not moved then.
+    if the namespace does not exist or may not be entered; the thread has not moved then. Where the thread is already,
+    it stays, which takes no privilege.
     """
     with open_namespace() as home, open_namespace(place) as there:
+        if os.path.sameopenfile(home.fileno(), there.fileno()):
+            yield
+            return
         _enter(there, f"enter network namespace {_label(place)}")
         try:
             yield

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from gostnet.core.errors import KernelError
 from gostnet.core.resources import Address, Key, Link, NftTable, Resource, Route, Rule, Sysctl
 
-from . import netlink, nft_table
+from . import netlink
 
 _SIGNS = {"put": "+", "drop": "-", "change": "~", "keep": "!"}
 Verb = Literal["put", "drop", "change", "keep"]
@@ -68,6 +68,8 @@ def _lines(step: Step) -> Iterator[str]:
         case Rule():
             yield f"{netlink.ip(item.version)} rule {'add' if put else 'del'} {netlink.rule_words(item)}"
         case NftTable() if put:
+            from . import nft_table  # brings pyroute2 along, which the guard never needs
+
             yield from nft_table.words(item, step.before if isinstance(step.before, NftTable) else None)
         case NftTable():
             yield f"nft delete table inet {item.name}"

@@ -76,6 +76,7 @@ class Provisioner:
         self._journal: Journal | None = None
         self._guard: Watcher | None = None
         self._slot = 0
+        self._compiled: tuple[object, tuple[Resource, ...]] | None = None
         self._closed = False
         self._namespace = namespaces.open_namespace(netns)
         try:
@@ -168,10 +169,13 @@ class Provisioner:
 
     # -- steps --
     def _plan(self, desired: Sequence[Resource], held: Mapping[Key, Held]) -> list[Step]:
-        captures = [item for item in desired if isinstance(item, Capture)]
-        ipv6 = bool(captures) and self._kernel.has_ipv6()
-        compiled = compile_captures(captures, instance=self.instance, slot=self._slot, ipv6=ipv6)
-        return plan([*(item for item in desired if not isinstance(item, Capture)), *compiled], held, self._kernel)
+        captures = tuple(item for item in desired if isinstance(item, Capture))
+        arguments = (captures, self._slot, bool(captures) and self._kernel.has_ipv6())
+        if self._compiled is None or self._compiled[0] != arguments:  # apply begins with a plan
+            resources = compile_captures(captures, instance=self.instance, slot=self._slot, ipv6=arguments[2])
+            self._compiled = (arguments, resources)
+        rest = [item for item in desired if not isinstance(item, Capture)]
+        return plan([*rest, *self._compiled[1]], held, self._kernel)
 
     def _step(self, journal: Journal, step: Step) -> None:
         if step.verb == "keep":

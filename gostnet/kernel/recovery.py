@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gostnet.core.errors import KernelError
 from gostnet.core.resources import FIRST_TABLE, ROUTE_PROTOCOL, NftTable, Resource, Route, Rule
@@ -23,8 +23,10 @@ from .journal import (
     state_directory,
 )
 from .live import LiveKernel
-from .nft import ObservedTable
 from .plan import Kernel, Step, fold, perform, undo
+
+if TYPE_CHECKING:
+    from .nft import ObservedTable
 
 TABLE_PREFIX = "gostnet-"
 LOCK_SUFFIX = "-lock"
@@ -125,12 +127,18 @@ def roll_back(journal: Journal, place: netns.Place, kernel: Kernel) -> list[Step
     if not is_of(journal.header, place):
         journal.remove()
         return []
-    steps, left = undo(journal.held, kernel)
+    # A table with the owner flag went with its process.
+    held = {key: known for key, known in journal.held.items() if not _is_owned(known.item)}
+    steps, left = undo(held, kernel)
     if left:
         journal.close()
     else:
         journal.remove()
     return steps
+
+
+def _is_owned(item: Resource) -> bool:
+    return isinstance(item, NftTable) and item.owner
 
 
 def is_of(header: Header | None, place: netns.Place) -> bool:
@@ -180,8 +188,8 @@ def _strays(
 ) -> Iterable[Resource]:
     for table in kernel.tables():
         instance = table.name.removeprefix(TABLE_PREFIX)
-        ours = table.name != instance and table.comment.startswith("gostnet ") and not instance.endswith(LOCK_SUFFIX)
-        if ours and not table.owner and instance not in instances:
+        ours = table.name != instance and table.comment.split()[:1] == ["gostnet"]
+        if ours and not table.owner and instance not in instances and not instance.endswith(LOCK_SUFFIX):
             yield NftTable(table.name, owner=False)
     for rule in kernel.rules():
         if rule.protocol == ROUTE_PROTOCOL and rule.table not in numbers and rule not in in_use:

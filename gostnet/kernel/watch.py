@@ -51,12 +51,12 @@ class Guard:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        try:
-            if not process.stdin.closed:
+        if not process.stdin.closed:
+            try:
                 os.write(process.stdin.fileno(), b"q")
+            except OSError:
+                pass  # it is dead
             process.stdin.close()
-        except OSError:
-            pass  # it is dead
         process.stdout.close()
         try:
             process.wait(_STOP_TIMEOUT)
