@@ -15,9 +15,11 @@ MARK_MASK: Final = 0x03000000
 
 def mark_problem(mark: int) -> str:
     """Return what is wrong with a user's mark, "" if nothing is."""
+    if not 0 <= mark < 1 << 32:
+        return f"{mark} is not a mark of 32 bits"
     if mark & MARK_MASK:
         return f"{mark:#x} touches the bits {MARK_MASK:#010x}, which gostnet uses itself"
-    return "" if 0 <= mark < 1 << 32 else f"{mark} is not a mark of 32 bits"
+    return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,19 +84,20 @@ _OLD_BOOLEANS: Final = re.compile("y|Y|yes|Yes|YES|on|On|ON|n|N|no|No|NO|off|Off
 _BASE_60: Final = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _TIMESTAMP: Final = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ][0-9:.]+(Z|[-+][0-9:]+)?)?")
 _PLAIN_START: Final = re.compile(r"[-?:](?=[^\s,\[\]{}])|[^\s\-?:,\[\]{}#&*!|>'\"%@`]")
-_UNPRINTABLE: Final = re.compile("[^\\x0a\\x20-\\x7e\\xa0-\\ud7ff\\ue000-\\ufefe\\uff00-\\ufffd]")
-"""What Go's library escapes, characters beyond 16 bits included."""
+_UNPRINTABLE: Final = re.compile("[^\\x0a\\x20-\\x7e\\xa0-\\u2027\\u202a-\\ud7ff\\ue000-\\ufefe\\uff00-\\ufffd]")
+"""What Go's library escapes, characters beyond 16 bits included, and the two line separators of Unicode."""
 _SPECIAL: Final = re.compile('["\\\\]|' + _UNPRINTABLE.pattern + "|\n")
 _ESCAPES: Final = {
     **{"\0": "0", "\x07": "a", "\x08": "b", "\t": "t", "\n": "n", "\x0b": "v", "\x0c": "f", "\r": "r", "\x1b": "e"},
-    **{'"': '"', "\\": "\\", "\x85": "N"},
+    **{'"': '"', "\\": "\\", "\x85": "N", "\u2028": "L", "\u2029": "P"},
 }
 
 
 def _map_lines(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a block mapping; nested lines are indented by two."""
     for key, value in data.items():
-        yield from _entry_lines(_scalar(key, ""), value)
+        # A key has one line.
+        yield from _entry_lines(_double_quoted(key) if "\n" in key else _string(key, ""), value)
 
 
 def _entry_lines(key: str, value: Any) -> Iterator[str]:

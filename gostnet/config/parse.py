@@ -114,7 +114,7 @@ class _YamlReader:
         if isinstance(event, yaml.ScalarEvent):
             place = self._at(event)
             self._count_one(place)
-            scalar = Scalar(self._value(event, place), place, event.value)
+            scalar = Scalar(self._value(event, place), place, event.value if event.implicit[0] else "")
             if event.anchor:
                 self._anchors[event.anchor] = (scalar, 1)
             return scalar
@@ -163,7 +163,7 @@ class _Frame:
         self.count = count
         self._keys: dict[str, Entry] = {}
         self._merged: dict[str, Entry] = {}
-        self._key: tuple[str, Place] | None = None
+        self._key: Scalar | None = None
 
     def take(self, value: Tree) -> None:
         """Take the next value: an item, a key, or the value of the key before."""
@@ -173,14 +173,14 @@ class _Frame:
         if self._key is None:
             if not isinstance(value, Scalar):
                 raise ParseError(value.place, "a key must be a word, not a list or map")
-            self._key = (_key_text(value), value.place)
+            self._key = value
             return
-        key, key_place = self._key
-        self._key = None
-        if key == "<<":
-            self._merge(value, key_place)
+        key, self._key = self._key, None
+        # In quotes it is a key like any other.
+        if key.text == "<<":
+            self._merge(value, key.place)
         else:
-            _add(self._keys, Entry(key, key_place, value))
+            _add(self._keys, Entry(_key_text(key), key.place, value))
 
     def _merge(self, value: Tree, place: Place) -> None:
         sources = value.items if isinstance(value, List) else [value]

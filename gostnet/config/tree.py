@@ -38,7 +38,7 @@ NOWHERE = Place(Source("gostnet", "environment"))
 
 @dataclass(slots=True)
 class Scalar:
-    """A leaf; `text` is how it was written where that is not evident from the value."""
+    """A leaf; `text` is how it was written if it was plain YAML, "" otherwise."""
 
     value: ScalarValue
     place: Place

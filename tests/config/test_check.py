@@ -396,6 +396,23 @@ def test_node_and_target_addresses() -> None:
             "hops: [{name: h, metadata: {so_mark: 0x01000000}}]",
             "hops[0].metadata.so_mark: 0x1000000 touches the bits 0x03000000, which gostnet uses itself [config.value]",
         ),
+        ("authers: [{name: b, file: {}}]", "authers[0].file: has no path [loader.incomplete]"),
+        ("authers: [{name: b, redis: {db: 1}}]", "authers[0].redis: has no addr [loader.incomplete]"),
+        ("authers: [{name: b, plugin: {type: grpc}}]", "authers[0].plugin: has no addr [plugin.addr]"),
+        (
+            "routers: [{name: b, routes: [{dst: 10.0.0.0/8}]}]",
+            "routers[0].routes[0]: needs dst and gateway [router.incomplete]",
+        ),
+        (
+            "routers: [{name: b, routes: [{net: x, gateway: a}]}]",
+            "routers[0].routes[0].net: 'x' is not a network such as 10.0.0.0/8 [network]",
+        ),
+        ("hosts: [{name: b, mappings: [{ip: 1.2.3.4}]}]", "hosts[0].mappings[0]: has no hostname [hosts.name]"),
+        ("metrics: {addr: x}", "metrics.addr: 'x' is not an address: 'x' has no port; write x:PORT [address]"),
+        (
+            "hops: [{name: h, sockopts: {mark: -1}}]",
+            "hops[0].sockopts.mark: -1 is not a mark of 32 bits [so_mark.reserved]",
+        ),
         (
             "hops: [{name: h, nodes: [{name: n, addr: 'h:1', probe: {type: cmd}}]}]",
             "hops[0].nodes[0].probe: has no command; nothing would be probed [probe.incomplete]",
@@ -438,6 +455,18 @@ def test_values_that_gost_passes_over_are_errors(text: str, finding: str) -> Non
         ),
         ("forwarder: {}", "error: services[0].forwarder: has no nodes and no hop [forwarder.empty]"),
         (
+            "handler: {chainGroup: {chains: [{}]}}",
+            "error: services[0].handler.chainGroup.chains[0]: names no chain; traffic would go out directly [chain.empty]",
+        ),
+        (
+            "recorders: [{record: recorder.service.handler}]",
+            "error: services[0].recorders[0]: has no name of a recorder [recorder.name]",
+        ),
+        (
+            "handler: {type: http}, listener: {type: ssh, auth: {password: p}}",
+            "error: services[0].listener.auth: a password without a user name protects nothing: everybody is let in [auth.no-username]",
+        ),
+        (
             "handler: {chainGroup: {selector: {strategy: parallel}}}",
             "error: services[0].handler.chainGroup.selector.strategy: 'parallel' works among nodes only, not among chains or hops [selector.strategy]",
         ),
@@ -476,6 +505,25 @@ def test_advice_is_silent_where_it_does_not_apply() -> None:
         "[auth.unused]"
         in service("handler: {auth: {username: u, password: p}}, listener: {auth: {username: u, password: p}}")[0]
     )
+
+
+def test_what_has_no_effect_is_warned_about() -> None:
+    assert findings("climiters: [{name: c, limits: ['$ 0']}]\nservices: [{name: a, climiter: c}]") == [
+        "f:1:32: warning: climiters[0].limits[0]: '$ 0' limits nothing: 0 is no limit [limit.zero]"
+    ]
+    assert "loggers[0]: has no log and receives nothing [logger.empty]" in findings("loggers: [{name: l}]")[0]
+    assert "metrics: has no addr and is off [address]" in findings("metrics: {path: /x}")[0]
+    node = "{name: n, addr: 'h:1', dialer: {type: tls, auth: {username: u}}}"
+    assert findings(f"hops: [{{name: h, nodes: [{node}]}}]") == [
+        "f:1:75: warning: hops[0].nodes[0].dialer.auth: a tls dialer sends no credentials; give them to the connector [auth.unused]"
+    ]
+    found = service("handler: {chainGroup: {chains: [x]}}, listener: {chain: x}")
+    assert (
+        "warning: services[0].listener.chain: a tcp listener does not use a chain; give it to the handler [chain.unused]"
+        in found
+    )
+    found = service("handler: {auther: x, auth: {username: u, password: p}}")
+    assert "warning: services[0].handler.auth: is not used because there is an auther [auth.unused]" in found
 
 
 def test_open_apis_are_warned_about() -> None:

@@ -199,12 +199,27 @@ STRINGS = [
         "--- a",
     ),
     *("=", "<<", "a\nb", "a\n", "\na", "a\n\n", " a\nb", "a \nb", "a\tb", "\ta", "a\rb", "\u00e4", "\x07", "\x7f"),
-    *("\x85", "\u2028", "\ufeff", "\U0001f600", "a\\b", "a: ", "key: [v", "null ", "0o17", "0b1", ".inf", "a\n b\n"),
+    *(
+        "\x85",
+        "\u2028",
+        "a\u2028b",
+        "\u2029",
+        "\ufeff",
+        "\U0001f600",
+        "a\\b",
+        "a: ",
+        "key: [v",
+        "null ",
+        "0o17",
+        "0b1",
+        ".inf",
+        "a\n b\n",
+    ),
 ]
 
 
-NOT_AS_GOST = ("=", "<<")
-"""Plain in GOST's output, where other YAML readers take them for something else."""
+NOT_AS_GOST = ("=", "<<", "\u2028", "a\u2028b", "\u2029")
+"""Not escaped in GOST's output, where other YAML readers take them for something else."""
 
 
 @pytest.mark.parametrize("text", STRINGS)
@@ -218,6 +233,17 @@ def test_any_string_reads_back(text: str) -> None:
 def _service(text: str) -> Any:
     [made] = config_of("services: [{name: a}]").services
     return replace(made, name=text, metadata={"k": [text, {"x": text}], "m": {"a": text}})
+
+
+@pytest.mark.parametrize("key", [*STRINGS, "k" * 900, "\u00e4\n" * 100])
+@pytest.mark.parametrize("value", ["x", [1], {"a": "b"}, [], None, "a\nb"])
+def test_any_key_reads_back(key: str, value: Any) -> None:
+    if key.lower() != key:
+        pytest.skip("keys are folded in files")
+    [made] = config_of("services: [{name: a}]").services
+    config = Config(services=(replace(made, metadata={"m": {key: value, "z": 1}, "n": 1}),))
+    for form in ("yaml", "json"):
+        assert config_of(dump(config, form), "yaml" if form == "yaml" else "json") == config
 
 
 @pytest.mark.interop

@@ -74,6 +74,7 @@ def test_yaml_anchors_aliases_and_merges() -> None:
 
 
 def test_quoted_and_tagged_scalars_are_not_resolved() -> None:
+    assert read("a: {'<<': 1}") == {"a": {"<<": 1}}
     assert read("a: '1'\nb: \"true\"\nc: !!str 3\n") == {"a": "1", "b": "true", "c": "3"}
 
 
