@@ -255,7 +255,7 @@ def generate(
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(int.from_bytes(os.urandom(16)) | 1)
         .not_valid_before(begin)
         .not_valid_after(begin + timedelta(seconds=validity if validity > 0 else VALIDITY))
         .add_extension(usage, critical=True)

@@ -8,6 +8,7 @@ call into it is synchronous and each task sends or receives below on its own.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from ..config import schema
 from ..core.address import parse_ip
 from ..core.errors import ConnError, DialError, DialTimeout, EndOfStream, GostnetError, ProtocolError
 from ..core.flow import Flow
+from ..core.sockets import SocketStream
 from ..core.stream import CHUNK, Buffer, Stream
 from ..core.tasks import deadline
 from .certificates import Certificates
@@ -130,7 +132,7 @@ class TlsLayer:
         context = self._context
         try:
             return context.wrap_bio(incoming, outgoing, server_hostname=name or None, session=session)
-        except ValueError as exc:  # no name to check, or one that is not a host name (UnicodeError is a ValueError)
+        except (ValueError, TypeError) as exc:  # no name to check, or one that is none: too long a label, a NUL
             if context.check_hostname:
                 raise ProtocolError(f"{name[:64]!r} is not a name that a certificate could be for") from exc
             return context.wrap_bio(incoming, outgoing, session=session)
@@ -593,6 +595,18 @@ class TlsStream(Stream):
         self._end()
         self._below.abort()
 
+    def reset(self) -> None:
+        """Abort so that the peer sees it: by a TCP reset where a socket is below.
+
+        Without it the end of TCP between two records would pass for the end of the data.
+        """
+        self._end()
+        below = self._below
+        if isinstance(below, (SocketStream, TlsStream)):
+            below.reset()
+        else:
+            below.abort()
+
     def _end(self) -> None:
         self._closed = True
         self._head = self._cipher = b""
@@ -600,13 +614,13 @@ class TlsStream(Stream):
 
 
 def describe(exc: ssl.SSLError) -> str:
-    """Return what went wrong, in words: OpenSSL's reason, without its numbers and its file names."""
+    """Return what went wrong in OpenSSL's words, without its codes and its file names."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"the certificate is not accepted: {exc.verify_message.rstrip('.')}"
-    reason = exc.reason or ""
-    if not reason:
-        return "the TLS connection has been closed" if isinstance(exc, ssl.SSLZeroReturnError) else str(exc)
-    before, alert, name = reason.partition("_ALERT_")
-    if alert and before.startswith(("SSL", "TLS")):
-        return f"the peer refuses: {name.replace('_', ' ').lower()}"
-    return reason.replace("_", " ").lower()
+    words = _CODES.sub("", str(exc.args[-1]))
+    alert = _ALERT.match(words)
+    return f"the peer refuses: {alert[1]}" if alert else words
+
+
+_CODES: Final = re.compile(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$")
+_ALERT: Final = re.compile(r"(?:ssl|tls)v\w+ alert (.*)")
