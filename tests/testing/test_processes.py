@@ -56,8 +56,8 @@ def test_program_that_fails_is_reported_with_its_words() -> None:
 
 
 def test_program_that_does_not_exist_is_reported() -> None:
-    with pytest.raises(ProcessFailed, match=r"(?s)exit code 127.*none-such: No such file"):
-        run_program(["none-such"])
+    with pytest.raises(ProcessFailed, match=r"(?s)exit code 127.*/nonexistent/none-such: No such file"):
+        run_program(["/nonexistent/none-such"])
 
 
 def test_program_that_takes_too_long_is_ended() -> None:
