@@ -7,7 +7,28 @@ from ..config.finding import Finding
 from ..config.load import Loaded
 from .catalog import catalog
 
+UNSUPPORTED = frozenset(
+    (
+        "*.plugin",
+        "*.redis",
+        "ChainGroupEntry.matcher",
+        "ChainGroupEntry.probe",
+        "ForwardNode.filter",
+        "ForwardNode.matcher",
+        "ForwardNode.probe",
+        "Forwarder.hopGroup",
+        "Hop.file",
+        "Hop.http",
+        "Node.filter",
+        "Node.matcher",
+        "Node.probe",
+        "Service.quotas",
+        "Service.rlimiter",
+    )
+)
+"""Fields of the schema that would change where traffic goes, or bound it, and that this version does not act upon."""
+
 
 def check_loaded(loaded: Loaded, strict: bool = False, lenient: bool = False) -> list[Finding]:
     """Return the findings of loading and of all checks, in the order of their places. Opens nothing."""
-    return report(loaded, catalog(), strict=strict, lenient=lenient)
+    return report(loaded, catalog(), strict=strict, lenient=lenient, unsupported=UNSUPPORTED)
