@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from ...core.address import Endpoint
 from ...core.datagrams import Datagrams
@@ -42,7 +42,7 @@ _DRAIN = 16
 class RelayHandler:
     """Takes CONNECT for TCP and UDP, and UDP associations; with a forwarder, whatever is asked goes to its targets."""
 
-    accepts = (Stream,)
+    accepts: ClassVar[tuple[type[Any], ...]] = (Stream,)
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Options:

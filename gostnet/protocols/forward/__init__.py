@@ -1,0 +1,1 @@
+"""Port forwarding, and the connectors that speak no protocol of their own."""

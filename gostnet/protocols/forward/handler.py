@@ -1,0 +1,101 @@
+"""The handlers `tcp`, `udp` and `forward`: whatever comes goes to a target of the service's forwarder.
+
+The rows FW01, FW02, ... that comments name are those of docs/protocols/forward.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from ...core.address import ANY
+from ...core.datagrams import Datagram, Datagrams
+from ...core.egress import Egress
+from ...core.flow import Flow
+from ...core.options import Bytes, Seconds, opt
+from ...core.registry import component
+from ...core.stream import Stream
+from ...dataplane.pump import pump
+from ...pipeline.forwarding import Dial, NoTarget, reach_target
+from ...pipeline.handler import HandlerContext, relay_with
+from ...pipeline.router import ServiceRouter
+from ...wire.proxy_header import encode_proxy_header
+
+T = TypeVar("T")
+
+
+@component("handler", "tcp", "udp", "forward")
+class ForwardHandler:
+    """Forwards connections and datagrams, whichever the listener hands out; one client address is one association."""
+
+    accepts: ClassVar[tuple[type[Any], ...]] = (Stream, Datagrams)
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Options:
+        """Options of `tcp`, `udp` and `forward`."""
+
+        idle_timeout: Seconds = opt(
+            0.0, "Time without a byte or datagram after which a connection ends; 0 leaves it open."
+        )
+        read_timeout: Seconds = opt(15.0, "With `stateless`: time for the target's answer.")
+        stateless: bool = opt(
+            False, "UDP: do not keep an association longer than it takes to answer; set it on the listener as well."
+        )
+        proxy_protocol: int = opt(
+            0, "Tell targets the client's address by a PROXY protocol header of this version, 1 or 2; 0 for none."
+        )
+        buffer_size: Bytes = opt(
+            4096,
+            "Accepted for compatibility: datagrams of every size are passed on whole.",
+            aliases=("readBufferSize", "udp.bufferSize"),
+        )
+
+    def __init__(self, options: Options, context: HandlerContext) -> None:
+        self._context = context
+        self._idle = max(0.0, options.idle_timeout)
+        # GOST: a value that makes no sense means the default.
+        self._read_timeout = options.read_timeout if options.read_timeout > 0 else 15.0
+        self._stateless = options.stateless
+        self._proxy_protocol = options.proxy_protocol
+
+    async def handle(self, flow: Flow, conn: Stream | Datagrams, egress: Egress) -> None:
+        """Reach a target and pass on what comes. Nothing is said to a client whose target cannot be reached."""
+        if isinstance(conn, Datagrams):
+            await self._datagrams(flow, conn, egress)
+            return
+        upstream = await self._reached(flow, egress, egress.connect)
+        if self._proxy_protocol > 0:
+            await self._introduce(flow, upstream)
+        await relay_with(flow, conn, upstream, idle=self._idle)
+
+    async def _reached(self, flow: Flow, egress: Egress, dial: Dial[T]) -> T:
+        if self._context.hop is not None:
+            return await reach_target(flow, self._context, dial)
+        if isinstance(egress, ServiceRouter) and egress.chains is None:
+            raise NoTarget(
+                f"{self._context.service or 'forward'}: nothing says where to",
+                hint="write the target behind the port, as in tcp://:8080/192.0.2.1:80, or add a forwarder",
+            )
+        # GOST: without a target of its own, the service leaves it to the end of its chain to know one.
+        return await dial(flow, ANY)
+
+    async def _introduce(self, flow: Flow, upstream: Stream) -> None:
+        try:
+            await upstream.send(encode_proxy_header(self._proxy_protocol, flow.client, flow.ingress))
+        except BaseException:
+            upstream.abort()
+            raise
+
+    async def _datagrams(self, flow: Flow, conn: Datagrams, egress: Egress) -> None:
+        """Join one client's datagrams with a target; how long the client may be silent is the listener's to say."""
+        flow.network = "udp"
+        upstream = await self._reached(flow, egress, egress.associate)
+        try:
+            flow.connected = True
+            if self._proxy_protocol > 0:
+                header = encode_proxy_header(self._proxy_protocol, flow.client, flow.ingress, udp=True)
+                if header:
+                    await upstream.send([Datagram(header, flow.target or ANY)])
+            await pump(flow, conn, upstream, self._read_timeout if self._stateless else self._idle)
+        finally:
+            upstream.abort()
