@@ -144,8 +144,10 @@ class CommandLine:
             self._complain(argument, column, part, message, code)
         return url
 
-    def _complain(self, argument: _Argument, column: int, part: str, message: str, code: str) -> None:
-        self.findings.append(Finding(argument.at(column), part, message, code))
+    def _complain(
+        self, argument: _Argument, column: int, part: str, message: str, code: str, severity: Severity = "error"
+    ) -> None:
+        self.findings.append(Finding(argument.at(column), part, message, code, severity))
 
     # ---- what -L and -F have in common ----
     def _component(self, argument: _Argument, url: Url, name: str, kind: Kind, fallback: str) -> str:
@@ -506,8 +508,8 @@ class CommandLine:
         chosen = listener if listener in forwarding else "forward"
         harmless = ("auto", "forward", "tcp", "udp", "rtcp", "rudp", "runix", "unix", "dns", "tun", "tap", "serial")
         if handler != chosen and handler not in harmless:
-            message = f"a target makes this a {chosen!r} service; {handler!r} would not be spoken"
-            self._complain(argument, url.columns["path"], "target", message, "url.handler-replaced")
+            message = f"a target makes this a {chosen!r} service; {handler!r} is not spoken"
+            self._complain(argument, url.columns["path"], "target", message, "url.handler-replaced", "warning")
         return chosen
 
     @staticmethod

@@ -28,8 +28,13 @@ CAPTURE_LISTENERS: Final = frozenset(("red", "redir", "redirect", "redu", "tungo
 _REFERENCES: Final[Mapping[str, str]] = {"ingress": "ingresses", "sd": "sds", "mitm.bypass": "bypasses"}
 """Handler keys that name objects."""
 _CAPTURE: Final = ("capture",)
-_LIFTED: Final = frozenset(("prefer",))
-"""Keys of -L that stay behind after objects were made of them."""
+_LIFTED: Final = frozenset(
+    (
+        *("prefer", "retries", "admission", "bypass", "resolver", "hosts", "climiter", "rlimiter"),
+        *("limiter.in", "limiter.out", "limiter.conn.in", "limiter.conn.out"),
+    )
+)
+"""Keys of -L that GOST leaves in the maps of service and listener after objects were made of them."""
 
 
 class Catalog(Protocol):

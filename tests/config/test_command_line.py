@@ -261,7 +261,8 @@ def test_a_target_decides_about_the_handler(url: str, handler: str, listener: st
 def test_a_target_replaces_a_handler_that_was_asked_for(url: str, handler: str) -> None:
     data, findings = faulty(f"-L {url}")
     assert data["services"][0]["handler"]["type"] == handler
-    assert "would not be spoken [url.handler-replaced]" in findings[0]
+    assert ": warning: " in findings[0]
+    assert "is not spoken [url.handler-replaced]" in findings[0]
 
 
 def test_port_ranges_pair_with_targets() -> None:
