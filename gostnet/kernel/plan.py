@@ -207,11 +207,12 @@ def undo_step(held: Held, kernel: Kernel) -> list[Step]:
         if held.original is None or isinstance(held.original, Sysctl | Link):
             return []  # the device, and with it the setting, is gone
         return [Step("put", held.original)]  # a route of ours that went with its device had replaced it
-    if there not in held.made:
+    ours = next((made for made in reversed(held.made) if made == there), None)
+    if ours is None:
         return [Step("keep", there, note="changed by somebody else, so it is left as it is")]
     if held.original is None:
-        return [Step("drop", there)]
-    return [Step("change", held.original, there)]
+        return [Step("drop", ours)]  # not `there`: observed tables have no content, and the step may be taken back
+    return [Step("change", held.original, ours)]
 
 
 def undo(held: Mapping[Key, Held], kernel: Kernel) -> tuple[list[Step], dict[Key, Held]]:

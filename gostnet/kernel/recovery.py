@@ -124,17 +124,18 @@ def roll_back(journal: Journal, place: netns.Place, kernel: Kernel) -> list[Step
 
     One of another boot or of a namespace that had the same inode once is only removed.
     """
-    if not is_of(journal.header, place):
-        journal.remove()
-        return []
-    # A table with the owner flag went with its process.
-    held = {key: known for key, known in journal.held.items() if not _is_owned(known.item)}
-    steps, left = undo(held, kernel)
-    if left:
+    try:
+        if not is_of(journal.header, place):
+            journal.remove()
+            return []
+        # A table with the owner flag went with its process.
+        held = {key: known for key, known in journal.held.items() if not _is_owned(known.item)}
+        steps, left = undo(held, kernel)
+        if not left:
+            journal.remove()
+        return steps
+    finally:
         journal.close()
-    else:
-        journal.remove()
-    return steps
 
 
 def _is_owned(item: Resource) -> bool:
@@ -167,12 +168,15 @@ def roll_back_of(path: Path, owner: Owner) -> list[Step]:
         if journal.header is not None and journal.header.owner != owner:
             journal.close()
             return []
-        kernel = LiveKernel()
+        try:
+            kernel = LiveKernel()
+        except BaseException:
+            journal.close()
+            raise
         try:
             return roll_back(journal, kernel.namespace, kernel)
         finally:
             kernel.close()
-            journal.close()
 
 
 def _slots_of_owners(tables: Iterable[ObservedTable]) -> Iterable[int]:

@@ -1,0 +1,237 @@
+"""Captures compiled: what can never be wrong in them, whatever is captured."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gostnet.core.errors import ConfigError
+from gostnet.core.resources import (
+    MARK_DIVERTED,
+    MARK_MASK,
+    MARK_OWN,
+    MARK_RETURNING,
+    Capture,
+    NftChain,
+    NftRule,
+    NftSet,
+    NftTable,
+    Resource,
+    Route,
+    Rule,
+)
+from gostnet.kernel.capture import compile_captures, table_name
+
+RED = Capture("red", "tcp", "redirect", 12345, ("lan0",), True)
+TPROXY = replace(RED, method="tproxy")
+REDU = Capture("redu", "udp", "tproxy", 12346, ("lan0", "br-1"))
+
+networks = st.one_of(
+    st.builds(lambda a, n: str(ip_network((a, n), strict=False)), st.integers(0, 2**32 - 1), st.integers(0, 32)),
+    st.builds(
+        lambda a, n: str(ip_network((a.to_bytes(16, "big"), n), strict=False)),
+        st.integers(0, 2**128 - 1),
+        st.integers(0, 128),
+    ),
+)
+port_ranges = st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(lambda pair: (min(pair), max(pair)))
+captures = st.builds(
+    lambda kind, **kwargs: Capture(protocol=kind[0], method=kind[1], **kwargs),
+    st.sampled_from([("tcp", "redirect"), ("tcp", "tproxy"), ("udp", "tproxy")]),
+    service=st.sampled_from(["a", "b", 'with "quotes"']),
+    port=st.integers(1, 65535),
+    interfaces=st.lists(st.sampled_from(["lan0", "lan1", "br-0.5"]), unique=True).map(tuple),
+    local=st.booleans(),
+    exclude=st.lists(networks, max_size=4).map(tuple),
+    sources=st.lists(networks, max_size=4).map(tuple),
+    ports=st.lists(port_ranges, max_size=4).map(tuple),
+    address=st.sampled_from(["", "192.0.2.1", "2001:db8::1"]),
+).filter(lambda capture: capture.interfaces or capture.local)
+
+
+def table_of(resources: tuple[Resource, ...]) -> NftTable:
+    (table,) = [item for item in resources if isinstance(item, NftTable)]
+    return table
+
+
+def rules_of(table: NftTable, chain: str) -> list[str]:
+    return [item.text for item in table.content if isinstance(item, NftRule) and item.chain == chain]
+
+
+# ---- every set of captures ----------------------------------------------------------------------
+@given(st.lists(captures, min_size=1, max_size=4))
+def test_no_marked_packet_gets_far(given_captures: list[Capture]) -> None:
+    table = table_of(compile_captures(given_captures))
+    allowed = {
+        f'iifname "lo" meta mark & {MARK_MASK:#010x} == {MARK_RETURNING:#010x} goto tproxy_return',
+    }
+    bases = [item for item in table.content if isinstance(item, NftChain) and item.hook]
+    assert bases
+    for base in bases:
+        rules = rules_of(table, base.name)
+        guard = rules.index(f"meta mark & {MARK_MASK:#010x} != 0x00000000 accept")
+        assert set(rules[:guard]) <= allowed
+        assert base.priority > -100, "behind destination NAT"
+    assert MARK_OWN & MARK_MASK == MARK_OWN != MARK_RETURNING
+
+
+@given(st.lists(captures, min_size=1, max_size=4))
+def test_every_capture_is_behind_what_is_never_captured(given_captures: list[Capture]) -> None:
+    """Rules that redirect or divert are only reached through a jump to the chain `never`."""
+    table = table_of(compile_captures(given_captures))
+    chains = {item.name for item in table.content if isinstance(item, NftChain)}
+    guarded = {name for name in chains if "jump never" in rules_of(table, name)}
+    leads: dict[str, set[str]] = {name: set() for name in chains}
+    for item in table.content:
+        if isinstance(item, NftRule):
+            for target in re.findall(r"(?:jump|goto) (\S+)$", item.text):
+                assert target in chains
+                leads[item.chain].add(target)
+
+    def walk(name: str, behind: bool, depth: int) -> None:
+        assert depth < 8, "the kernel allows 16 jumps"
+        behind = behind or name in guarded
+        for text in rules_of(table, name):
+            if re.search(r"redirect to|dnat|tproxy ", text) or "meta mark set" in text:
+                known = "socket transparent 1" in text  # belongs to a connection that was captured
+                assert behind or known or name.startswith("return_"), (name, text)
+        for target in leads[name]:
+            walk(target, behind, depth + 1)
+
+    for base in [item for item in table.content if isinstance(item, NftChain) and item.hook]:
+        walk(base.name, False, 0)
+
+
+@given(st.lists(captures, min_size=1, max_size=4))
+def test_sets_are_used_exist_once_and_are_named_by_their_content(given_captures: list[Capture]) -> None:
+    table = table_of(compile_captures(given_captures))
+    sets = [item for item in table.content if isinstance(item, NftSet)]
+    used = {name for item in table.content if isinstance(item, NftRule) for name in re.findall(r"@(\S+)", item.text)}
+    assert sorted(of.name for of in sets) == sorted(used)
+    changed = [replace(c, exclude=(*c.exclude, "198.51.100.77/32")) for c in given_captures]
+    by_name = {of.name: of for of in sets}
+    for of in (item for item in table_of(compile_captures(changed)).content if isinstance(item, NftSet)):
+        assert by_name.get(of.name, of) == of
+
+
+@given(st.lists(networks, max_size=12), st.lists(networks, max_size=5))
+def test_sets_hold_the_same_addresses_without_overlap(texts: list[str], probes: list[str]) -> None:
+    table = table_of(compile_captures([replace(RED, exclude=tuple(texts))]))
+    found = [
+        ip_network(element)
+        for item in table.content
+        if isinstance(item, NftSet) and item.name.startswith("exclude")
+        for element in item.elements
+    ]
+    for index, one in enumerate(found):
+        assert not any(one.version == other.version and one.overlaps(other) for other in found[index + 1 :])
+    for text in [*texts, *probes]:
+        for address in (ip_network(text).network_address, ip_network(text).broadcast_address):
+            expected = any(address in ip_network(t) for t in texts if ip_network(t).version == address.version)
+            assert any(address in n for n in found if n.version == address.version) == expected
+
+
+@given(st.lists(port_ranges, min_size=1, max_size=10), st.integers(1, 65535))
+def test_ports_are_merged(ranges: list[tuple[int, int]], probe: int) -> None:
+    table = table_of(compile_captures([replace(RED, ports=tuple(ranges))]))
+    (of,) = [item for item in table.content if isinstance(item, NftSet) and item.name.startswith("ports")]
+    spans = [tuple(map(int, e.split("-"))) if "-" in e else (int(e), int(e)) for e in of.elements]
+    assert all(a[1] + 1 < b[0] for a, b in itertools.pairwise(spans))
+    for port in (probe, *(p for pair in ranges for p in pair)):
+        assert any(low <= port <= high for low, high in spans) == any(low <= port <= high for low, high in ranges)
+
+
+@given(captures, captures)
+def test_digest_tells_tables_apart(one: Capture, other: Capture) -> None:
+    first, second = compile_captures([one]), compile_captures([other])
+    assert first == compile_captures([one])
+    assert (table_of(first).content == table_of(second).content) == (table_of(first) == table_of(second))
+
+
+# ---- routes and rules ---------------------------------------------------------------------------
+def test_redirect_needs_a_table_only() -> None:
+    assert [type(item) for item in compile_captures([RED])] == [NftTable]
+    assert compile_captures([]) == ()
+
+
+def test_tproxy_has_a_rule_for_each_interface_and_ip_version() -> None:
+    resources = compile_captures([TPROXY, REDU], slot=3)
+    number = 18254 + 3
+    assert [item for item in resources if isinstance(item, Route)] == [
+        Route("0.0.0.0/0", number, "local", "lo"),
+        Route("::/0", number, "local", "lo"),
+    ]
+    ways = [("br-1", MARK_DIVERTED), ("lan0", MARK_DIVERTED), ("lo", MARK_RETURNING)]
+    assert [item for item in resources if isinstance(item, Rule)] == [
+        Rule(version, number, number, mark, MARK_MASK, name) for version in (4, 6) for name, mark in ways
+    ]
+    assert table_of(resources).note == "slot 3"
+    without = compile_captures([TPROXY, REDU], slot=3, ipv6=False)
+    assert [item for item in without if getattr(item, "version", 6) == 4 or isinstance(item, NftTable)] == list(without)
+    assert table_of(without) == table_of(resources), "what is captured does not depend on it"
+
+
+def test_local_needs_no_rule_for_interfaces_and_the_other_way_round() -> None:
+    only_local = compile_captures([replace(TPROXY, interfaces=())])
+    assert {item.iif for item in only_local if isinstance(item, Rule)} == {"lo"}
+    only_lan = compile_captures([replace(TPROXY, local=False)])
+    assert {item.iif for item in only_lan if isinstance(item, Rule)} == {"lan0"}
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("capture", "message"),
+    [
+        (replace(REDU, method="redirect"), "udp can only be captured by tproxy"),
+        (replace(RED, port=0), "needs a listener with a port, not 0"),
+        (replace(RED, port=65536), "not 65536"),
+        (replace(RED, interfaces=(), local=False), "names interfaces, local, or both"),
+        (replace(RED, interfaces=("lan0", "lo")), "'lo' cannot be captured.*write local"),
+        (replace(RED, interfaces=("a" * 16,)), "is not the name of an interface"),
+        (replace(RED, interfaces=("ééééééééé",)), "is not the name of an interface"),
+        (replace(RED, interfaces=("wild*",)), "is not the name of an interface"),
+        (replace(RED, interfaces=("",)), "is not the name of an interface"),
+        (replace(RED, interfaces=("a b",)), "is not the name of an interface"),
+        (replace(RED, interfaces=('a"b',)), "is not the name of an interface"),
+        (replace(RED, exclude=("10.0.0.0/33",)), "'10.0.0.0/33' is not a network such as"),
+        (replace(RED, sources=("here",)), "'here' is not a network such as"),
+        (replace(RED, ports=((0, 5),)), "'0-5' is not a range of ports"),
+        (replace(RED, ports=((9, 5),)), "'9-5' is not a range of ports"),
+        (replace(RED, address="localhost"), "'localhost' is not an address"),
+        (replace(RED, address="127.0.0.1"), "cannot reach 127.0.0.1 from outside; listen on :12345"),
+        (replace(RED, address="::1"), "cannot reach ::1 from outside"),
+    ],
+)
+def test_senseless_capture_is_refused(capture: Capture, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        compile_captures([RED, capture])
+    assert caught.value.path == capture.service
+
+
+def test_loopback_listener_takes_what_the_host_itself_sends() -> None:
+    assert compile_captures([replace(RED, address="127.0.0.1", interfaces=())])
+    assert compile_captures([replace(TPROXY, address="127.0.0.1")])
+
+
+@pytest.mark.parametrize("name", ["default", "a", "A.b-c_9", "x" * 64])
+def test_instance_names(name: str) -> None:
+    assert table_name(name) == f"gostnet-{name}"
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "..", "-a", "a b", 'a"', "é"])
+def test_senseless_instance_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is not a name of letters"):
+        table_name(name)
+
+
+def test_host_bits_and_single_addresses_are_networks() -> None:
+    table = table_of(compile_captures([replace(RED, exclude=("192.0.2.77/24", "2001:db8::1"))]))
+    elements = [item.elements for item in table.content if isinstance(item, NftSet) and "exclude" in item.name]
+    assert elements == [("192.0.2.0/24",), ("2001:db8::1/128",)]
+    assert ip_address("2001:db8::1") in ip_network(elements[1][0])
