@@ -76,7 +76,7 @@ class ForwardHandler:
                 f"{self._context.service or 'forward'}: nothing says where to",
                 hint="write the target behind the port, as in tcp://:8080/192.0.2.1:80, or add a forwarder",
             )
-        # GOST: without a target of its own, the service leaves it to the end of its chain to know one.
+        # GOST: without a target of its own, the service leaves it to the end of its chain to know one (FW03).
         return await dial(flow, ANY)
 
     async def _introduce(self, flow: Flow, upstream: Stream) -> None:
@@ -87,7 +87,7 @@ class ForwardHandler:
             raise
 
     async def _datagrams(self, flow: Flow, conn: Datagrams, egress: Egress) -> None:
-        """Join one client's datagrams with a target; how long the client may be silent is the listener's to say."""
+        """Join one client's datagrams with a target; how long it may be silent the listener says (FW04)."""
         flow.network = "udp"
         upstream = await self._reached(flow, egress, egress.associate)
         try:
