@@ -581,11 +581,11 @@ def response_body(response: Response, method: bytes) -> Body | None:
     A length beside `chunked` does not count; the writer must not pass it on, nor use the connection again.
     """
     status = response.status
+    chunked, length = is_chunked(response), content_length(response)
     if method == b"HEAD" or status < 200 or status in (204, 304):
         return None
-    if is_chunked(response):
+    if chunked:
         return ChunkedBody()
-    length = content_length(response)
     if length is None:
         return OpenBody()
     return FixedBody(length) if length else None
