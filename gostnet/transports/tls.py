@@ -356,7 +356,12 @@ class TlsStream(Stream):
                 raise ConnError(self._fault)
             if self._ended:
                 return b""
-            chunk = await self._below.receive(self._want)
+            try:
+                chunk = await self._below.receive(self._want)
+            except ConnError as exc:
+                self._fault = str(exc)
+                self._wake_writer()
+                raise
             if chunk:
                 self._cipher = chunk
                 size = len(chunk)
@@ -366,7 +371,7 @@ class TlsStream(Stream):
                     self._want = SMALL
             elif self._records.partial:
                 self._fault = "the peer closed in the middle of a TLS record"
-                self._cut = True
+                self._wake_writer()
             else:
                 self._ended = True
                 self._wake_writer()
