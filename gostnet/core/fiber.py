@@ -51,7 +51,7 @@ class Fiber:
     )
 
     def __init__(self, work: Coroutine[Any, Any, Any], name: str) -> None:
-        """Start `work` in the loop's next turn."""
+        """Take a coroutine; `start` runs it."""
         self.name = name
         self._coro = work
         hub = self._hub = current_hub()
@@ -63,8 +63,22 @@ class Fiber:
         self.finished = False
         self.cancelled = False
         self.error: BaseException | None = None
-        self._scheduled = True
-        hub.call_ready(self._scheduled_step)
+        self._scheduled = False
+
+    def start(self) -> None:
+        """Run the coroutine to its first wait, now: a connection that is taken is never cancelled before it began."""
+        loop = self._loop
+        caller = asyncio.current_task(loop)
+        if caller is None:
+            self._step()
+            return
+        fiber = self._hub.fiber
+        _leave_task(loop, caller)
+        try:
+            self._step()
+        finally:
+            _enter_task(loop, caller)
+            self._hub.fiber = fiber
 
     async def park(self, place: Parking) -> None:
         """Suspend until `wake`, or until a cancellation, of which `place` is told."""

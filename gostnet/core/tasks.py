@@ -32,10 +32,11 @@ class Scope:
         return len(self._tasks) + len(self._fibers)
 
     def launch(self, work: Coroutine[Any, Any, None]) -> Fiber:
-        """Start `work` as a fiber of this scope: for connections, whose every wait is for a socket."""
+        """Run `work` as a fiber of this scope, to its first wait at once: for connections, who wait for sockets."""
         fiber = Fiber(work, self.name)
         self._fibers.add(fiber)
         fiber.add_done_callback(self._fiber_done)
+        fiber.start()
         return fiber
 
     def _fiber_done(self, fiber: Fiber) -> None:

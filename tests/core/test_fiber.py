@@ -121,9 +121,34 @@ def test_cancelling_a_fiber_ends_it_wherever_it_waits(place: str) -> None:
         await scope.cancel()
         assert fiber.cancelled
         assert len(scope) == 0
-        assert closed == ([] if place == "start" else [place])
+        assert closed == [place]
         left.abort()
         right.abort()
+
+    run(main())
+
+
+def test_a_fiber_begins_inside_the_task_that_launches_it() -> None:
+    async def main() -> None:
+        caller = asyncio.current_task()
+        seen: list[object] = []
+
+        async def inner() -> None:
+            seen.append(asyncio.current_task())
+            await asyncio.sleep(0)
+
+        async def outer() -> None:
+            fiber = scope.launch(inner())
+            assert seen == [fiber]
+            assert asyncio.current_task() is current_hub().fiber
+            assert asyncio.current_task() is not fiber
+
+        scope = Scope("test")
+        scope.launch(outer())
+        assert asyncio.current_task() is caller
+        assert current_hub().fiber is None
+        await scope.drain(5)
+        assert len(seen) == 1
 
     run(main())
 
