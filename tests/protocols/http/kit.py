@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -138,8 +139,11 @@ class Origin:
 
 
 @asynccontextmanager
-async def origin(serve: Callable[[Visit], Awaitable[None]]) -> AsyncIterator[Origin]:
-    """Run `serve` for every connection; what it raises (but lost connections) is raised at the end."""
+async def origin(serve: Callable[[Visit], Awaitable[None]], tls: ssl.SSLContext | None = None) -> AsyncIterator[Origin]:
+    """Run `serve` for every connection, inside TLS if a context is given.
+
+    What it raises, but for lost connections, is raised at the end.
+    """
     made = Origin()
 
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -153,7 +157,7 @@ async def origin(serve: Callable[[Visit], Awaitable[None]]) -> AsyncIterator[Ori
         finally:
             writer.close()
 
-    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    server = await asyncio.start_server(accepted, "127.0.0.1", 0, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made
