@@ -385,6 +385,10 @@ class Body:
         """Return the payload in `data`, which may be b"". Raise ProtocolError. Not to be called when done."""
         raise AssertionError("abstract")
 
+    def rechunk(self, data: bytes) -> bytes:
+        """Return the payload in `data` as one chunk, b"" if there is none. Raise as `feed` does."""
+        return encode_chunk(self.feed(data))
+
     def end(self) -> None:
         """Take note of the end of the stream. Raise EndOfStream when the body is not complete."""
         if not self.done:
@@ -451,22 +455,37 @@ class ChunkedBody(Body):
         self._excess = 0
 
     def feed(self, data: bytes) -> bytes:
+        pieces = self._pieces(data)
+        return pieces[0] if len(pieces) == 1 and isinstance(pieces[0], bytes) else b"".join(pieces)
+
+    def rechunk(self, data: bytes) -> bytes:
+        pieces = self._pieces(data)
+        size = sum(map(len, pieces))
+        return b"".join((b"%x\r\n" % size, *pieces, b"\r\n")) if size else b""
+
+    def _pieces(self, data: bytes) -> list[bytes | memoryview]:
+        """Return the payload in `data`, uncopied."""
         if self._held:
             data = self._held + data
             self._held = b""
-        pieces: list[bytes] = []
-        position, size = 0, len(data)
+        size = len(data)
+        if self._state == self._DATA and size <= self._left:
+            self._left -= size
+            if not self._left:
+                self._state = self._DATA_END
+            return [data]
+        view = memoryview(data)
+        pieces: list[bytes | memoryview] = []
+        position = 0
         while position < size and not self.done:
             state = self._state
             if state == self._DATA:
-                end = position + self._left
-                if end > size:
-                    pieces.append(data[position:] if position else data)
-                    self._left = end - size
-                    return b"".join(pieces) if len(pieces) > 1 else pieces[0]
-                pieces.append(data[position:end])
+                end = min(position + self._left, size)
+                pieces.append(view[position:end])
+                self._left -= end - position
                 position = end
-                self._state = self._DATA_END
+                if not self._left:
+                    self._state = self._DATA_END
             elif state == self._DATA_END:
                 found = data[position : position + 2]
                 if found != b"\r\n":
@@ -489,7 +508,7 @@ class ChunkedBody(Body):
                     break
         if self.done and position < size:
             self.rest = data[position:]
-        return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+        return pieces
 
     def _hold(self, data: bytes, position: int, limit: int, what: str) -> None:
         if len(data) - position > limit:

@@ -551,6 +551,26 @@ def test_chunk_lines_and_trailers_have_limits() -> None:
         assert body.feed(b"1\r\nx\r\n") == b"x"
 
 
+@given(st.lists(st.binary(min_size=1, max_size=50), max_size=6), st.integers(1, 80))
+def test_chunks_said_anew_hold_the_same(parts: list[bytes], piece: int) -> None:
+    data = b"".join(map(encode_chunk, parts)) + encode_end([(b"A", b"b")]) + b"rest"
+    body, again, out = ChunkedBody(), ChunkedBody(), b""
+    for start in range(0, len(data), piece):
+        if body.done:
+            body.rest += data[start : start + piece]
+        else:
+            chunk = body.rechunk(data[start : start + piece])
+            assert chunk == b"" or whole(again, chunk) != b""
+            out += chunk
+    assert body.rest == b"rest"
+    assert not again.done
+    assert whole(ChunkedBody(), out + encode_end([])) == b"".join(parts)
+    fixed = FixedBody(3)
+    assert fixed.rechunk(b"ab") == b"2\r\nab\r\n"
+    assert fixed.rechunk(b"cd") == b"1\r\nc\r\n"
+    assert (fixed.done, fixed.rest) == (True, b"d")
+
+
 def test_trailers_that_would_change_the_message_are_dropped() -> None:
     body = ChunkedBody()
     body.feed(b"0\r\nHost: evil\r\nAuthorization: x\r\nX-Sum: 1\r\ncontent-type: y\r\n\r\n")

@@ -311,14 +311,12 @@ class _Exchange:
         body = self._body
         assert body is not None
         try:
-            payload = body.feed(data)
+            payload = body.rechunk(data) if body.chunked else body.feed(data)
         except ProtocolError:
             self.malformed = True
             raise
-        if body.chunked:
-            payload = encode_chunk(payload)
-            if body.done:
-                payload += encode_end(body.trailers)
+        if body.chunked and body.done:
+            payload += encode_end(body.trailers)
         if body.done:
             self._uploaded = True
             if body.rest:
@@ -435,14 +433,12 @@ class _Exchange:
         size = CHUNK
         while body is not None:
             if data:
-                payload = body.feed(data)
                 if gunzip is not None:
-                    for piece in gunzip.feed(payload):
+                    for piece in gunzip.feed(body.feed(data)):
                         await _move(flow, client, out + (encode_chunk(piece) if chunked else piece), False)
                         out = b""
-                elif payload:
-                    if chunked:
-                        payload = encode_chunk(payload)
+                else:
+                    payload = body.rechunk(data) if chunked else body.feed(data)
                     out = out + payload if out else payload
                 if body.done:
                     break

@@ -47,7 +47,7 @@ def through(made: HttpConnector, proxy: Endpoint) -> Chain:
 
 @pytest.mark.parametrize("piece", [0, 1])
 def test_bytes_behind_the_answer_are_kept(piece: int) -> None:
-    """A server that speaks first may do so in the segment of the answer; GOST loses that."""
+    """HT24: a server that speaks first may do so in the segment of the answer; GOST loses that."""
 
     async def main() -> None:
         ours, theirs = stream_pair()
@@ -120,7 +120,7 @@ def test_configured_fields_are_checked() -> None:
 
 
 def test_configured_fields_stay_with_their_request() -> None:
-    """GOST's map is shared: after one association every CONNECT asks for UDP too (defect 17 there)."""
+    """HT26: GOST's map is shared: after one association every CONNECT asks for UDP too."""
 
     async def main() -> None:
         made = connector(header={"X-A": "1"})

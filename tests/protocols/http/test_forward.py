@@ -166,6 +166,8 @@ HTTP_1_0 = {
 
 @pytest.mark.parametrize(("answer", "expected"), HTTP_1_0.values(), ids=HTTP_1_0.keys())
 def test_clients_of_http_1_0(answer: bytes, expected: bytes) -> None:
+    """HT16: it did not ask to go on, so its connection ends; what the head says is GOST's."""
+
     assert run(through(answer, version=b"1.0")) == (expected, False)
 
 
@@ -177,6 +179,8 @@ def test_http_1_0_client_that_goes_on() -> None:
 
 @pytest.mark.parametrize("line", [b"Connection: close", b"Proxy-Connection: close", b"Connection: x, CLOSE"])
 def test_client_that_wants_to_end(line: bytes) -> None:
+    """HT15."""
+
     expected = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
     assert run(through(OK, line)) == (expected, False)
 
@@ -256,7 +260,7 @@ def test_origin_that_does_not_answer_in_time() -> None:
     ],
 )
 def test_answer_cut_off_stays_cut_off(answer: bytes, seen: bytes) -> None:
-    """What the framing does not complete must not look complete: no last chunk, no full length."""
+    """HT22: what the framing does not complete must not look complete: no last chunk, no full length."""
 
     async def breaking_off(visit: Visit) -> None:
         await visit.head()
@@ -442,6 +446,8 @@ def test_large_bodies_are_not_held() -> None:
 
 
 def test_expectation_is_the_origins_to_meet() -> None:
+    """HT13."""
+
     async def expecting(visit: Visit) -> None:
         assert b"Expect: 100-continue" in await visit.head()
         await visit.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -545,6 +551,8 @@ def test_hidden_target(lines: tuple[bytes, ...]) -> None:
 
 
 def test_connect_after_a_forwarded_request() -> None:
+    """HT18."""
+
     async def main() -> None:
         async with origin(saying(OK)) as server, echo_server() as port, served(Watched(), way_out()) as address:
             with await Peer.connect(address) as peer:
@@ -578,6 +586,8 @@ def test_waiting_client_is_closed_when_idle_and_a_slow_head_in_time() -> None:
 
 # ---- switches -----------------------------------------------------------------------------------
 def test_switch_of_protocols_joins_the_connections() -> None:
+    """HT19."""
+
     switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n"
 
     async def websocket(visit: Visit) -> None:
@@ -622,6 +632,8 @@ def test_origin_that_is_down() -> None:
 
 
 def test_every_request_is_bypassed_by_itself() -> None:
+    """HT18."""
+
     async def main() -> None:
         handler = Watched()
         async with origin(saying(OK)) as server, origin(saying(OK)) as refused:
@@ -750,6 +762,8 @@ def test_gzip_that_breaks_off_is_not_completed() -> None:
 
 # ---- kept connections ---------------------------------------------------------------------------
 def test_kept_connections_serve_any_client() -> None:
+    """HT17."""
+
     async def main() -> None:
         with Watched({"keepalive": True}) as handler:
             async with origin(saying(OK)) as server, served(handler, way_out()) as address:
@@ -834,7 +848,7 @@ def test_policies_hold_for_kept_connections() -> None:
 
 
 def test_connections_that_authenticate_belong_to_one_client() -> None:
-    """NTLM and Negotiate log a connection in: nobody else may get it."""
+    """HT17: NTLM and Negotiate log a connection in: nobody else may get it."""
     challenge = OK.replace(b"\r\n", b"\r\nWWW-Authenticate: NTLM abc\r\n", 1)
 
     async def main() -> None:

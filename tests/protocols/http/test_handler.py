@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,9 +28,10 @@ from gostnet.core.errors import (
     UpstreamRejected,
 )
 from gostnet.core.flow import Flow, Network
-from gostnet.core.options import bind_options
+from gostnet.core.options import bind_options, markdown
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import run
+from gostnet.protocols.http.connector import HttpConnector
 from gostnet.protocols.http.handler import HttpHandler
 from gostnet.wire.http1 import MAX_HEAD
 from gostnet.wire.udp_frames import TunFrames, encode_tun_frames
@@ -107,7 +109,7 @@ def test_connect_without_a_port_goes_to_80() -> None:
 
 
 def test_early_data_is_kept_and_a_length_is_not_for_it() -> None:
-    """RFC 9110 section 9.3.6: CONNECT has no body; what follows the head is the tunnel's."""
+    """HT03, RFC 9110 section 9.3.6: CONNECT has no body; what follows the head is the tunnel's."""
 
     async def main() -> None:
         async with echo_server() as port, served(Watched(), way_out()) as address:
@@ -134,6 +136,8 @@ def test_connect_byte_by_byte() -> None:
 
 
 def test_half_close_is_passed_on_and_a_late_answer_comes() -> None:
+    """HT21."""
+
     async def main() -> None:
         heard = asyncio.Event()
         release = asyncio.Event()
@@ -244,7 +248,7 @@ def test_bypassed_target_is_forbidden() -> None:
 
 
 def test_refusal_is_not_overtaken_by_a_reset() -> None:
-    """A client that sends more than is read must still be able to read the answer."""
+    """HT23: a client that sends more than is read must still be able to read the answer."""
 
     async def main() -> None:
         async with served(Watched(users=Users()), way_out()) as address:
@@ -274,6 +278,8 @@ def test_refusal_is_not_overtaken_by_a_reset() -> None:
     ],
 )
 def test_malformed_requests_are_answered_at_once(request_bytes: bytes) -> None:
+    """HT02, HT12."""
+
     async def main() -> None:
         handler = Watched()
         async with served(handler, Refusing(DialError("nobody asks"))) as address:
@@ -365,6 +371,8 @@ UDP_OPEN = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
     ],
 )
 def test_udp_goes_to_any_peer(request_bytes: bytes) -> None:
+    """HT20: whole, whatever their size; names are looked up here."""
+
     async def main() -> None:
         handler = Watched({"udp": True})
         async with served(handler, way_out()) as address:
@@ -463,6 +471,12 @@ def test_options_take_gosts_names() -> None:
 def test_options_that_cannot_work_are_refused(metadata: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         bind_options(HttpHandler.Options, metadata)
+
+
+def test_options_are_documented_as_they_are() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "protocols" / "http.md").read_text()
+    for options in (HttpHandler.Options, HttpConnector.Options):
+        assert markdown(options) in page
 
 
 def test_zero_read_timeout_is_the_default_and_a_negative_one_is_none() -> None:
