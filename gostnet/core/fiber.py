@@ -209,8 +209,11 @@ class Fiber:
         return self._coro
 
     def add_done_callback(self, callback: Callable[[Fiber], object]) -> None:
-        """Call `callback(fiber)` at the end, within the last step."""
-        self._callbacks.append(callback)
+        """Call `callback(fiber)` at the end, within the last step; in the loop's next turn if that has been."""
+        if self.finished:
+            self._hub.call_ready(lambda: callback(self))
+        else:
+            self._callbacks.append(callback)
 
 
 class Waker:

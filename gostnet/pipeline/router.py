@@ -85,7 +85,7 @@ class ServiceRouter:
         return await self._attempts(flow, target, lambda way, where: way.associate(flow, where))
 
     def admit(self, flow: Flow, target: Endpoint) -> None:
-        """Decide about `target` as `connect` does: for handlers that use an open connection again. Raise BypassDenied."""
+        """Decide about `target` as `connect` does, for who uses an open connection again. Raise BypassDenied."""
         flow.target = target
         self._refuse_bypassed(flow, target)
         self._shape(flow)

@@ -153,6 +153,21 @@ def test_a_fiber_begins_inside_the_task_that_launches_it() -> None:
     run(main())
 
 
+def test_who_asks_after_the_end_is_told_too() -> None:
+    async def main() -> None:
+        async def nothing() -> None:
+            return
+
+        scope = Scope("test")
+        fiber = scope.launch(nothing())
+        assert fiber.finished
+        told = asyncio.get_running_loop().create_future()
+        fiber.add_done_callback(told.set_result)
+        assert await told is fiber
+
+    run(main())
+
+
 def test_a_cancellation_that_is_handled_leaves_no_stray_wake_up() -> None:
     async def main() -> None:
         left, right = pair()

@@ -1,4 +1,4 @@
-"""The handlers `red`, `redir`, `redirect` (TCP) and `redu` (UDP): nothing is said to the client, its target is known."""
+"""The handlers `red`, `redir`, `redirect` (TCP) and `redu` (UDP): the target is known, nothing is said to clients."""
 
 from __future__ import annotations
 
