@@ -243,7 +243,10 @@ async def _fetch(flow: Flow, direct: Egress, url: str) -> _Page:
             stream.abort()
             raise
         stream.abort()
-        url = urljoin(url, location.decode("latin-1"))
+        try:
+            url = urljoin(url, location.decode("latin-1"))
+        except ValueError as exc:
+            raise ProtocolError(f"redirect to {location[:64]!r}: {exc}") from exc
     raise ProtocolError(f"more than {MOST_REDIRECTS} redirects")
 
 

@@ -13,6 +13,7 @@ from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagrams
 from gostnet.core.egress import Egress
 from gostnet.core.flow import Flow
+from gostnet.core.log import Logger, quiet
 from gostnet.core.options import bind_options
 from gostnet.core.stream import Stream
 from gostnet.pipeline.direct import Direct
@@ -60,8 +61,10 @@ class Watched:
 
     accepts = (Stream,)
 
-    def __init__(self, metadata: dict[str, Any] | None = None, *, users: Users | None = None) -> None:
-        context = HandlerContext(service="test", authenticator=users)
+    def __init__(
+        self, metadata: dict[str, Any] | None = None, *, users: Users | None = None, log: Logger | None = None
+    ) -> None:
+        context = HandlerContext(service="test", authenticator=users, log=log or quiet())
         self.handler = HttpHandler(bind_options(HttpHandler.Options, metadata or {}), context)
         self.ends: asyncio.Queue[tuple[Flow, BaseException | None]] = asyncio.Queue()
 

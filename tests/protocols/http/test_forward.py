@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import json
 import socket
 import struct
 import tracemalloc
@@ -15,8 +16,10 @@ import pytest
 from gostnet.core.address import Endpoint
 from gostnet.core.errors import BypassDenied, ConnError, DialRefused, DialTimeout, EndOfStream, ProtocolError
 from gostnet.core.flow import Flow, Meter, Network, Shaper, Shapers
+from gostnet.core.log import Logger, NullSink
 from gostnet.core.tasks import run
 from gostnet.protocols.http.pool import Pool
+from gostnet.testing.memory import stream_pair
 from gostnet.wire.gost_target import encode_target
 from gostnet.wire.http1 import encode_chunk
 
@@ -246,6 +249,31 @@ def test_origin_that_does_not_answer_in_time() -> None:
         handler = Watched({"readTimeout": "50ms"})
         async with origin(silent) as server, served(handler, way_out()) as address:
             assert await answer_to(address, get(server)) == EMPTY_503
+            assert isinstance((await handler.end())[1], DialTimeout)
+
+    run(main())
+
+
+def test_time_for_the_answer_begins_when_the_request_has_ended() -> None:
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def silent(visit: Visit) -> None:
+            await visit.head()
+            assert await visit.exactly(10) == b"firstlast!"
+            ended.set()
+            assert await visit.rest() == b""
+
+        handler = Watched({"readTimeout": "100ms"})
+        async with origin(silent) as server, served(handler, way_out()) as address:
+            with await Peer.connect(address) as peer:
+                await peer.send(get(server, b"Content-Length: 10", method=b"POST") + b"first")
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.2):  # longer than the origin has, but the client is not done
+                        await ended.wait()
+                await peer.send(b"last!")
+                await ended.wait()
+                assert await peer.rest() == EMPTY_503
             assert isinstance((await handler.end())[1], DialTimeout)
 
     run(main())
@@ -487,6 +515,24 @@ def test_early_refusal_reaches_a_client_that_is_still_sending() -> None:
     run(main())
 
 
+def test_origin_that_hangs_up_on_a_request() -> None:
+    async def hanging_up(visit: Visit) -> None:
+        await visit.head()
+        sock = visit.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        visit.writer.transport.abort()
+
+    async def main() -> None:
+        handler = Watched()
+        async with origin(hanging_up) as server, served(handler, way_out()) as address:
+            with await Peer.connect(address) as peer:
+                await peer.send(get(server, b"Content-Length: 4000000", method=b"POST") + bytes(500000))
+                assert await peer.rest() == EMPTY_503
+            assert isinstance((await handler.end())[1], ConnError | EndOfStream)
+
+    run(main())
+
+
 def test_client_that_breaks_its_body() -> None:
     async def reading(visit: Visit) -> None:
         await visit.head()
@@ -704,6 +750,29 @@ def test_limits_counts_and_taps_see_every_byte(keepalive: bool) -> None:
     run(main())
 
 
+def test_hash_can_be_the_target_and_requests_are_logged() -> None:
+    class Lines(NullSink):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[dict[str, object]] = []
+
+        def write(self, line: bytes) -> None:
+            self.lines.append(json.loads(line))
+
+    async def main() -> None:
+        sink = Lines()
+        handler = Watched({"hash": "host"}, log=Logger(sink))
+        async with origin(saying(OK)) as server, served(handler, way_out()) as address:
+            assert await answer_to(address, get(server, path=b"/secret"), shut=True) == OK
+            assert (await handler.end())[0].hash == server.at.decode()
+        (line,) = sink.lines
+        assert (line["dst"], line["method"], line["status"]) == (server.at.decode(), "GET", 200)
+        assert (line["inputBytes"], line["outputBytes"]) == (len(server.seen[0]), len(OK))
+        assert "secret" not in str(line)
+
+    run(main())
+
+
 # ---- compression --------------------------------------------------------------------------------
 ZIPPED = gzip.compress(b"hello " * 1000)
 TEXT = b"hello " * 1000
@@ -866,6 +935,44 @@ def test_connections_that_authenticate_belong_to_one_client() -> None:
                         other = await answer_to(address, get(server), shut=True)
                         assert other.endswith(b"ok")
                         assert server.connections == 2
+
+    run(main())
+
+
+def test_bound_connection_ends_when_its_client_goes_elsewhere() -> None:
+    challenge = OK.replace(b"\r\n", b"\r\nWWW-Authenticate: Negotiate\r\n", 1)
+
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def bound(visit: Visit) -> None:
+            await visit.head()
+            await visit.send(challenge)
+            assert await visit.rest() == b""
+            ended.set()
+
+        with Watched({"keepalive": True}) as handler:
+            async with origin(bound) as one, origin(saying(OK)) as two, served(handler, way_out()) as address:
+                with await Peer.connect(address) as peer:
+                    await peer.send(get(one) + get(two))
+                    assert (await peer.exactly(len(challenge) + len(OK))).endswith(OK)
+                    await ended.wait()
+
+    run(main())
+
+
+def test_pool_takes_streams_that_are_no_sockets_only_where_repeating_is_safe() -> None:
+    async def main() -> None:
+        ours, theirs = stream_pair()
+        pool, where = Pool(), Endpoint("a", 80)
+        pool.put(ours, ("node",), where)
+        assert pool.take(where, certain=True) is None
+        idle = pool.take(where)
+        assert idle is not None
+        assert (idle.stream, idle.route) == (ours, ("node",))
+        ours.abort()
+        theirs.abort()
+        pool.close()
 
     run(main())
 

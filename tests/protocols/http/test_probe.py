@@ -134,6 +134,7 @@ WEB_ANSWERS = {
         b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n",
     ),
+    "redirect to nowhere": (b"HTTP/1.1 302 Found\r\nLocation: http://[x/\r\nContent-Length: 0\r\n\r\n", NO_DECOY),
     "redirect to another scheme": (b"HTTP/1.1 302 Found\r\nLocation: ftp://x/\r\nContent-Length: 0\r\n\r\n", NO_DECOY),
 }
 
