@@ -50,7 +50,7 @@ class Hub:
         self._epoll = select.epoll(sizehint=1024)
         self._callbacks: dict[int, OnEvents] = {}
         self._closed: set[int] = set()
-        self._ready: deque[Callable[[], None]] = deque()
+        self._ready: deque[Callable[[], object]] = deque()
         self._running_ready = False
         self.wakeups = 0
         loop.add_reader(self._epoll.fileno(), self._drain)
@@ -72,7 +72,7 @@ class Hub:
         if self._callbacks.pop(fd, None) is not None:
             self._closed.add(fd)
 
-    def call_ready(self, callback: Callable[[], None]) -> None:
+    def call_ready(self, callback: Callable[[], object]) -> None:
         """Run `callback` in the loop's next turn: how a pump that used up its budget yields to the others."""
         self._ready.append(callback)
         if not self._running_ready:

@@ -17,6 +17,8 @@ QUANTUM: Final = 0.01
 MAX_BUCKETS: Final = 65536
 """Buckets kept for keys that nobody uses at the moment; beyond it the oldest are forgotten, and begin full again."""
 _FIRST_SWEEP: Final = 1024
+_ROUNDING: Final = 1e-6
+"""Seconds added to a wait, so that what floats round off does not make a second one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +83,7 @@ class TokenBucket:
         """Seconds until `take` returns more than 0 whatever is wanted; 0 if it does now."""
         self._tokens = self._fill()
         missing = self._quantum() - self._tokens
-        return missing / self.rate.per_second if missing > 0 else 0.0
+        return missing / self.rate.per_second + _ROUNDING if missing > 0 else 0.0
 
     def full(self) -> bool:
         """Whether the bucket is as good as a new one."""
