@@ -192,12 +192,16 @@ def test_notls_is_kept_by_both_sides(no_tls: bool, server_tls: TlsLayer) -> None
                 assert await peer.exactly(2) == (b"\x05\x00" if no_tls else b"\x05\x80")
         with Listening() as proxy:
             way = through(proxy.address, connector("user", "pass", True, no_tls=no_tls))
-            task = asyncio.ensure_future(way.connect(Flow(), Endpoint("192.0.2.1", 9)))
-            with await proxy.accept() as peer:
-                offered = b"\x05\x02\x00\x02" if no_tls else b"\x05\x04\x00\x02\x80\x82"
-                assert await peer.exactly(len(offered)) == offered
-            with pytest.raises(GostnetError):
-                await task
+
+            async def ask() -> None:
+                with pytest.raises(EndOfStream):
+                    await way.connect(Flow(), Endpoint("192.0.2.1", 9))
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ask())
+                with await proxy.accept() as peer:
+                    offered = b"\x05\x02\x00\x02" if no_tls else b"\x05\x04\x00\x02\x80\x82"
+                    assert await peer.exactly(len(offered)) == offered
 
     run(main())
 
@@ -260,16 +264,18 @@ def test_a_proxy_that_does_not_answer_is_given_up(steps: int) -> None:
     async def main() -> None:
         script = [(3, b"\x05\x00")][:steps]
         with Listening() as proxy:
-            task = asyncio.ensure_future(
-                through(proxy.address, connector(timeout=0.1)).connect(Flow(), Endpoint("192.0.2.1", 9))
-            )
-            with await proxy.accept() as peer:
-                for count, answer in script:
-                    await peer.exactly(count)
-                    await peer.send(answer)
+
+            async def ask() -> None:
                 with pytest.raises(DialTimeout, match=r"within 0\.1s"):
-                    await task
-                await peer.rest()
+                    await through(proxy.address, connector(timeout=0.1)).connect(Flow(), Endpoint("192.0.2.1", 9))
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ask())
+                with await proxy.accept() as peer:
+                    for count, answer in script:
+                        await peer.exactly(count)
+                        await peer.send(answer)
+                    await peer.rest()
 
     run(main())
 
@@ -285,15 +291,20 @@ def test_an_unspecified_relay_address_is_the_proxys() -> None:
         with UdpPeer() as relay:
             reply = b"\x05\x00\x00\x01\0\0\0\0" + relay.address.port.to_bytes(2, "big")
             with Listening() as proxy:
-                task = asyncio.ensure_future(
-                    through(proxy.address, connector(relay="udp")).associate(Flow(), Endpoint("192.0.2.1", 9))
-                )
-                with await proxy.accept() as peer:
+
+                async def serve() -> Peer:
+                    peer = await proxy.accept()
                     assert await peer.exactly(3) == b"\x05\x01\x00"
                     await peer.send(b"\x05\x00")
                     assert await peer.exactly(10) == request(3, Endpoint("0.0.0.0", 0))
                     await peer.send(reply)
-                    association = await task
+                    return peer
+
+                async with asyncio.TaskGroup() as group:
+                    serving = group.create_task(serve())
+                    way = through(proxy.address, connector(relay="udp"))
+                    association = await way.associate(Flow(), Endpoint("192.0.2.1", 9))
+                with serving.result() as peer:
                     await association.send([Datagram(b"hi", Endpoint("192.0.2.1", 9))])
                     data, sender = await relay.receive()
                     assert data == b"\0\0\0\x01\xc0\0\x02\x01\0\x09hi"
