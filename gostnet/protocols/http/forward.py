@@ -206,7 +206,7 @@ class Session:
     async def _dispose(self, exchange: _Exchange, stream: Stream, target: Endpoint, bound: bool) -> None:
         """Keep the origin's connection if it can be used again, close it otherwise."""
         pool = self._proxy.pool
-        if pool is None or not exchange.reusable:
+        if pool is None or not exchange.reusable or not isinstance(self._egress, ServiceRouter):
             await stream.aclose()
         elif bound or exchange.binds:
             self._bound = Idle(stream, self._flow.route, target)
