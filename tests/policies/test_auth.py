@@ -97,7 +97,7 @@ def test_passwords_are_not_kept_and_any_text_is_compared() -> None:
     assert users.accepts("u", "p\u00e9\U0001f511")
     assert not users.accepts("u", "p\u00e9")
     assert not users.accepts("u", "\udcff")
-    assert "p" not in repr(users._digests)
+    assert all("p\u00e9".encode() not in digest for digest in users._digests.values() if digest is not None)
 
 
 def test_any_of_several_accepts() -> None:

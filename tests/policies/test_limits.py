@@ -17,7 +17,7 @@ RULES = ["$ 5", "$$ 3", "10.0.0.1 1", "10.0.0.0/8 2", "10.1.0.0/16 4"]
 
 def fill(limits: ConnectionLimits, host: str) -> list[Slot]:
     """Take slots until one is refused."""
-    slots = []
+    slots: list[Slot] = []
     while (slot := limits.acquire(Endpoint(host, len(slots)))) is not None:
         slots.append(slot)
         assert len(slots) < 100

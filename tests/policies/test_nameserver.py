@@ -246,7 +246,7 @@ def test_a_cancelled_question_leaves_no_socket() -> None:
         upstream.hold = asyncio.Event()
         for transport in ("udp", "tcp"):
             task = asyncio.get_running_loop().create_task(
-                ask(NameServer(address=server.address, egress=server.egress, transport=transport), NAME, 4)  # type: ignore[arg-type]
+                ask(NameServer(address=server.address, egress=server.egress, transport=transport), NAME, 4)
             )
             await upstream.until_asked(len(upstream.asked) + 1)
             task.cancel()

@@ -12,7 +12,6 @@ import pytest
 
 from gostnet.core.errors import ResolveError
 from gostnet.core.tasks import Scope, run
-from gostnet.policies import system
 from gostnet.policies.system import NEGATIVE_TTL, TTL, SystemResolver
 
 
@@ -50,7 +49,7 @@ class Library:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
     library = Library()
-    monkeypatch.setattr(system.socket, "getaddrinfo", library.getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", library.getaddrinfo)
     yield library
     library.gate.set()
 
