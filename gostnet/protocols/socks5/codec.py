@@ -118,12 +118,14 @@ def serve(*, authenticates: bool, tls: bool) -> Handshake[Request | Method]:
     head: bytes = yield _TWO
     if head[0] != VERSION:
         raise ProtocolError(f"version {head[0]} instead of SOCKS5")
+    if not head[1]:
+        raise ProtocolError("the client offers no method")  # GOST: not even a refusal
     offered: bytes = yield Read(head[1])
     method = choose_method(offered, authenticates=authenticates, tls=tls)
     yield _CHOSEN[method]
     if method is Method.UNACCEPTABLE:
         refusal = AuthDenied if authenticates else ProtocolError
-        raise refusal(f"no method in common: the client offers {offered.hex(' ') or 'none'}")
+        raise refusal(f"no method in common: the client offers {offered.hex(' ')}")
     if method is Method.TLS or method is Method.TLS_PASSWORD:
         return method
     return (yield from serve_request(authenticates=method is Method.PASSWORD))

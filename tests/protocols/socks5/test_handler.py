@@ -304,7 +304,7 @@ def test_the_hash_is_of_the_client_or_of_the_target(option: str, hashed: str) ->
         ("0400", "", ProtocolError),
         ("160301", "", ProtocolError),
         ("474554202f20485454502f312e310d0a0d0a", "", ProtocolError),
-        ("0500", "05ff", ProtocolError),
+        ("0500", "", ProtocolError),
         ("050102", "05ff", ProtocolError),
         ("050100" + "0401", "0500", EndOfStream),
         ("050100" + "04010001aa", "0500", ProtocolError),
