@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: check fmt lint types layers test unit netns interop bench clean
+.PHONY: check fmt lint types layers test unit netns interop clean
 
 check: lint types layers
 
@@ -31,9 +31,6 @@ netns:
 
 interop:
 	$(PYTHON) -m pytest -m interop tests netns-tests $(PYTEST_ARGS)
-
-bench:
-	$(PYTHON) benchmarks/run.py
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
