@@ -242,8 +242,9 @@ def test_kill_at_any_moment_of_the_start_leaves_no_trace(place: Place, daemon: C
 
 
 def test_recovery_makes_good_what_daemon_and_guard_left(place: Place, daemon: Callable[..., Daemon]) -> None:
-    one, other = daemon([FORWARDING, TPROXY]), daemon([REDU], instance="other")
-    one.await_ready()
+    one = daemon([FORWARDING, TPROXY])
+    one.await_ready()  # so that it has the first slot
+    other = daemon([REDU], instance="other")
     other.await_ready()
     with_both = snapshot(place.name)
     assert place.recover() == ([], ["default", "other"])
@@ -275,12 +276,12 @@ def test_a_new_start_makes_good_what_the_last_one_left(place: Place, daemon: Cal
     with place.provisioner() as provisioner:
         steps = provisioner.apply([REDU])
         assert {str(step)[0] for step in steps} == {"+"}
-        held = [r for r in LiveRules(place.name) if r.protocol == ROUTE_PROTOCOL]
+        held = [r for r in live_rules(place.name) if r.protocol == ROUTE_PROTOCOL]
         assert {(rule.priority, rule.iif) for rule in held} == {(FIRST_TABLE, "lan0")}
     assert place.difference(0) == []
 
 
-def LiveRules(name: str) -> list[Rule]:
+def live_rules(name: str) -> list[Rule]:
     kernel = LiveKernel(name)
     try:
         return kernel.rules()
@@ -354,7 +355,7 @@ def test_second_instance_of_a_name_is_refused_and_another_name_has_its_own_slot(
     assert diff(held, snapshot(place.name)) == []
     with place.provisioner("second") as second:
         second.apply([REDU])
-        assert {r.table for r in LiveRules(place.name) if r.protocol == ROUTE_PROTOCOL} == {18254, 18255}
+        assert {r.table for r in live_rules(place.name) if r.protocol == ROUTE_PROTOCOL} == {18254, 18255}
     assert diff(held, snapshot(place.name)) == []
     with Provisioner("default", state_dir=place.directory, netns=three["client"]) as elsewhere:
         assert elsewhere.apply([RED]) != []
