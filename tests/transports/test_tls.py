@@ -826,6 +826,20 @@ def test_client_gives_up_after_its_own_deadline() -> None:
     run(main())
 
 
+def test_answers_that_nobody_takes_do_not_pile_up() -> None:
+    async def main() -> None:
+        near, far = stream_pair()
+        left, right = await handshake(server(), client(), (near, far))
+        tickets = right._outgoing.read()
+        assert tickets
+        left._outgoing.write(bytes(module.OVERFLOW + 1))  # what refusals of renegotiation would add up to
+        await far.send(tickets)
+        with pytest.raises(ConnError, match="asks for answers and reads none"):
+            await left.receive()
+
+    run(main())
+
+
 # ---- records ------------------------------------------------------------------------------------------------
 @given(st.lists(st.integers(0, 40), max_size=30), st.lists(st.integers(1, 25), min_size=1, max_size=200), st.data())
 def test_records_are_followed_through_any_cut(sizes: list[int], cuts: list[int], data: st.DataObject) -> None:
