@@ -57,6 +57,10 @@ class Stream(Closable):
     async def send_eof(self) -> None:
         """End our direction; the other goes on. Idempotent. Closes fully where the protocol has no half-close."""
 
+    def reset(self) -> None:
+        """Close so that the peer does not take what it got for the whole: `abort` where the protocol cannot say so."""
+        self.abort()
+
     def unread(self, data: bytes) -> None:
         """Put `data` in front of what comes next."""
         self._head = data + self._head

@@ -102,6 +102,10 @@ class Opening(Stream):
     def abort(self) -> None:
         self.below.abort()
 
+    def reset(self) -> None:
+        """Reset the stream below."""
+        self.below.reset()
+
     def transparent_over(self) -> Stream | None:
         """Return the stream below once everything has been said and heard."""
         if self._prefix or self._strip is not None or self._gate is not None:

@@ -42,7 +42,6 @@ async def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0)
         else:
             await copy.relay(flow, below_client, below_upstream, idle)
     except ConnError:
-        for stream in (below_client, below_upstream):
-            if isinstance(stream, SocketStream):
-                stream.reset()
+        below_client.reset()
+        below_upstream.reset()
         raise

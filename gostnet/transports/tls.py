@@ -18,7 +18,6 @@ from ..config import schema
 from ..core.address import parse_ip
 from ..core.errors import ConnError, DialError, DialTimeout, EndOfStream, GostnetError, ProtocolError
 from ..core.flow import Flow
-from ..core.sockets import SocketStream
 from ..core.stream import CHUNK, Buffer, Stream
 from ..core.tasks import deadline
 from .certificates import Certificates
@@ -606,11 +605,7 @@ class TlsStream(Stream):
         Without it the end of TCP between two records would pass for the end of the data.
         """
         self._end()
-        below = self._below
-        if isinstance(below, (SocketStream, TlsStream)):
-            below.reset()
-        else:
-            below.abort()
+        self._below.reset()
 
     def _end(self) -> None:
         self._closed = True

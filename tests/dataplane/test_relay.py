@@ -197,6 +197,31 @@ def test_a_reset_of_one_side_resets_the_other(engine: str) -> None:
     run(main())
 
 
+def test_a_broken_flow_resets_what_is_no_socket_too() -> None:
+    class Layer(Opaque):
+        resets = 0
+
+        def reset(self) -> None:
+            Layer.resets += 1
+            self.below.reset()
+
+    async def main() -> None:
+        rig = Rig("copy")
+        rig.inner = (Layer(rig.inner[0].below), Layer(rig.inner[1].below))  # type: ignore[attr-defined]
+        scope = Scope("test")
+        task = scope.start(_expect(rig.run(), ConnError))
+        await rig.client.send(b"x")
+        assert await rig.server.receive() == b"x"
+        rig.server.reset()
+        await task
+        assert Layer.resets == 2
+        with pytest.raises(ConnError):
+            await rig.client.receive()
+        rig.close()
+
+    run(main())
+
+
 async def _expect(work: Awaitable[None], kind: type[BaseException]) -> None:
     with pytest.raises(kind):
         await work
