@@ -38,33 +38,32 @@ def encode_address(endpoint: Endpoint, empty: bytes = EMPTY_IPV4) -> bytes:
     more than 255 bytes.
     """
     host, port = endpoint
-    if not host:
-        return empty + port.to_bytes(2, "big")
-    last = host[-1]
-    if last.isdigit() or ":" in host:
-        if ":" not in host:
-            parts = host.split(".")
-            if len(parts) == 4:
-                try:
-                    packed = bytes(map(int, parts))
-                except ValueError:
-                    pass
-                else:
-                    # Only the usual spelling is an address: 010.0.0.1 or " 1.0.0.1" are names.
-                    if ipv4_text(packed) == host:
-                        return b"\x01" + packed + port.to_bytes(2, "big")
+    return (_encode_host(host) if host else empty) + port.to_bytes(2, "big")
+
+
+# Hosts repeat more than ports: the proxy's own in replies, a few targets in datagrams.
+@lru_cache(maxsize=4096)
+def _encode_host(host: str) -> bytes:
+    if ":" in host:
+        ip = parse_ip(host)
+        if ip is not None and getattr(ip, "scope_id", None) is None:
+            return (b"\x01" if ip.version == 4 else b"\x04") + ip.packed
+    elif len(parts := host.split(".")) == 4:
+        try:
+            packed = bytes(map(int, parts))
+        except ValueError:
+            pass
         else:
-            ip = parse_ip(host)
-            if ip is not None and getattr(ip, "scope_id", None) is None:
-                kind = b"\x01" if ip.version == 4 else b"\x04"
-                return kind + ip.packed + port.to_bytes(2, "big")
+            # Only the usual spelling is an address: 010.0.0.1 or " 1.0.0.1" are names.
+            if ipv4_text(packed) == host:
+                return b"\x01" + packed
     try:
         name = host.encode()
     except UnicodeEncodeError as exc:
         raise ProtocolError(f"{host[:64]!r} is not a name") from exc
     if len(name) > 255:
         raise ProtocolError(f"a name of {len(name)} bytes, at most 255 are possible")
-    return bytes((NAME, len(name))) + name + port.to_bytes(2, "big")
+    return bytes((NAME, len(name))) + name
 
 
 def rest_size(kind: int, first: int) -> int:
