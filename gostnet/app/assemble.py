@@ -190,6 +190,7 @@ class Assembler:
             hop=self._forwarder(section),
             metadata=handler_section.metadata,
             tls=_Lazy(lambda: self._server_tls(handler_section.tls, f"{handler_section.path}.tls")),
+            netns=options.socket.netns,
             log=log,
         )
         handler = handler_class(
@@ -357,6 +358,7 @@ class Assembler:
             tls=_Lazy(lambda: self._client_tls(connector_section.tls, f"{connector_section.path}.tls")),
             name=address.host,
             direct=direct or self._direct,
+            resolver=self._system,
             log=self._log.bind(kind="connector", connector=connector_section.kind, node=section.name),
         )
         connector = connector_class(

@@ -30,6 +30,7 @@ class HandlerContext:
     hop             the forwarder's targets; with one, a handler is in forward mode
     metadata        the handler's options as configured, for `auto`, which hands them to other handlers
     tls             the TLS layer of handlers that speak TLS inside their dialogue (SOCKS5 methods 0x80 and 0x82)
+    netns           the network namespace of the service's sockets, for handlers that listen (SOCKS5 UDP ASSOCIATE)
     """
 
     service: str = ""
@@ -37,6 +38,7 @@ class HandlerContext:
     hop: Hop | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tls: Layer | None = None
+    netns: str = ""
     log: Logger = field(default_factory=quiet)
 
     def authenticate(self, flow: Flow, username: str, password: str) -> bool:

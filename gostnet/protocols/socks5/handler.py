@@ -18,7 +18,7 @@ from ...core.errors import ConnError, GostnetError, KernelError, PolicyDenied, P
 from ...core.flow import Flow
 from ...core.options import Bytes, Seconds, opt
 from ...core.registry import component
-from ...core.sockets import SocketStream, UdpSocket, listen_udp
+from ...core.sockets import ListenOptions, SocketStream, UdpSocket, listen_udp
 from ...core.stream import Stream
 from ...core.tasks import deadline, first_done
 from ...dataplane.framed import TunDatagrams
@@ -91,6 +91,7 @@ class Socks5Handler:
         self._tls = None if options.no_tls else context.tls
         self._hash_target = options.hash == "host"
         self._options = options
+        self._listening = ListenOptions(netns=context.netns)
         public = Endpoint(options.public_addr, 0)
         self._public = str(public.ip) if public.ip is not None else ""
         for name, wanted in (("bind", options.bind), ("tor", options.tor)):
@@ -204,11 +205,15 @@ class Socks5Handler:
             ports = [low + (start + step) % count for step in range(min(count, PORT_ATTEMPTS))]
         for port in ports[:-1]:
             try:
-                return _listen(Endpoint(host, port))
+                return self._listen(Endpoint(host, port))
             except KernelError as exc:
                 if exc.errno != errno.EADDRINUSE:
                     raise
-        return _listen(Endpoint(host, ports[-1]))
+        return self._listen(Endpoint(host, ports[-1]))
+
+    def _listen(self, address: Endpoint) -> UdpSocket:
+        sock = listen_udp(address, self._listening)
+        return UdpSocket(sock, Endpoint.from_sockaddr(sock.getsockname()))
 
     def _lookup(self, egress: Egress) -> Lookup | None:
         """Return what makes addresses of the names in answers: the service's hosts, its resolver, the system's."""
@@ -233,11 +238,6 @@ class Socks5Handler:
             await pump(flow, TunDatagrams(client, local=local), upstream, allowed=_filter(egress))
         finally:
             upstream.abort()
-
-
-def _listen(address: Endpoint) -> UdpSocket:
-    sock = listen_udp(address)
-    return UdpSocket(sock, Endpoint.from_sockaddr(sock.getsockname()))
 
 
 def _filter(egress: Egress) -> Filter | None:
