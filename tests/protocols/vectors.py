@@ -420,7 +420,7 @@ async def replay_server(
 ) -> list[bytes]:
     """Play the server's part for `play`, which gets a connected stream and is the client; return the steps' bytes.
 
-    until    the number of steps to play; the rest of the vector is left out
+    until    the number of steps to play; the server's end comes in place of the rest
 
     Raise AssertionError for a step of the client's that differs, and what `play` raises.
     """
@@ -469,6 +469,8 @@ async def replay_server(
                 else:
                     assert not problem, problem
                 seen.append(got)
+            if until is not None:
+                peer.shut()
             async with asyncio.timeout(PATIENCE):
                 await task
             if failure:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagram
-from gostnet.core.errors import UpstreamRejected
+from gostnet.core.errors import DialError, EndOfStream, UpstreamRejected
 from gostnet.core.flow import Flow
 from gostnet.core.options import Secret
 from gostnet.core.stream import Stream
@@ -18,6 +20,8 @@ from gostnet.pipeline.connector import ConnectorContext
 from gostnet.pipeline.handler import HandlerContext
 from gostnet.protocols.socks5.connector import Socks5Connector
 from gostnet.protocols.socks5.handler import Socks5Handler
+from gostnet.transports.certificates import Certificates
+from gostnet.transports.tls import TlsLayer
 from gostnet.wire.socks_addr import decode_address
 
 from ..vectors import TARGET_PORT, echo_server, load, replay_client, replay_server, served
@@ -86,8 +90,10 @@ def test_the_handler_keeps_frames_that_come_with_the_request() -> None:
     run(main())
 
 
-def _connector(user: bool = False, **options: Any) -> Socks5Connector:
-    context = ConnectorContext(username="user", password=Secret("pass")) if user else ConnectorContext()
+def _connector(user: bool = False, tls: TlsLayer | None = None, **options: Any) -> Socks5Connector:
+    context = ConnectorContext(tls=tls)
+    if user:
+        context = replace(context, username="user", password=Secret("pass"))
     return Socks5Connector(Socks5Connector.Options(**options), context)
 
 
@@ -104,6 +110,40 @@ def test_the_connector_asks_as_gost(name: str, user: bool) -> None:
 
     async def main() -> None:
         await replay_server(load(name), play)
+
+    run(main())
+
+
+HELLO = rb"\x16\x03[\x01\x03]..\x01.*"
+"""A TLS record with a ClientHello."""
+
+
+@pytest.mark.parametrize(("name", "user"), [("socks5-client-tls", False), ("socks5-client-auth-tls", True)])
+def test_the_connector_switches_to_tls_where_gost_does(name: str, user: bool) -> None:
+    """What follows the ClientHello belongs to other keys; the whole is in the tests of the connector."""
+
+    async def play(below: Stream) -> None:
+        with pytest.raises((EndOfStream, DialError)):
+            await _connector(user, tls=TlsLayer.for_client(None)).handshake(Flow(), below)
+
+    async def main() -> None:
+        await replay_server(load(name), play, patterns={2: HELLO}, until=3)
+
+    run(main())
+
+
+@pytest.mark.parametrize(("name", "users"), [("socks5-client-tls", None), ("socks5-client-auth-tls", Users())])
+def test_the_handler_switches_to_tls_where_gost_does(name: str, users: Users | None, tmp_path: Path) -> None:
+    async def main() -> None:
+        layer = TlsLayer.for_server(None, Certificates(working=tmp_path, saved=tmp_path))
+        handler = Socks5Handler(Socks5Handler.Options(), HandlerContext(authenticator=users, tls=layer))
+        vector = load(name)
+        async with served(handler) as address:
+            # gost's ClientHello is answered with a ServerHello.
+            seen = await replay_client(
+                replace(vector, steps=vector.steps[:4]), address, patterns={3: rb"\x16\x03\x03..\x02.*"}
+            )
+            assert seen[3]
 
     run(main())
 
