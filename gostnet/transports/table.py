@@ -130,7 +130,6 @@ INGRESS = {
     "redir": "gostnet.ingress.redirect",
     "redirect": "gostnet.ingress.redirect",
     "redu": "gostnet.ingress.tproxy",
-    "tun": "gostnet.ingress.tun",
 }
 """Listeners that live where the kernel feeds the pipeline."""
 
