@@ -39,6 +39,7 @@ from ..policies.build import (
     build_resolvers,
 )
 from ..policies.bypass import combine
+from ..policies.nameserver import parse_server
 from ..transports.certificates import Certificates
 from ..transports.tls import TlsLayer
 from .dialing import dial_options
@@ -184,10 +185,12 @@ class Assembler:
                 f" which yields {shape}",
                 code="config.mismatch",
             )
+        addresses: dict[Node, tuple[str, str]] = {}
         context = HandlerContext(
             service=section.name,
             authenticator=self._authenticator(handler_section),
-            hop=self._forwarder(section),
+            hop=self._forwarder(section, addresses if handler_section.kind == "dns" else None),
+            addresses=addresses,
             metadata=handler_section.metadata,
             tls=_Lazy(lambda: self._server_tls(handler_section.tls, f"{handler_section.path}.tls")),
             netns=options.socket.netns,
@@ -406,7 +409,8 @@ class Assembler:
             return None
         return Direct(self._system, dial_options(interface, mark, netns, self._own_mark, keepalive, section.path))
 
-    def _forwarder(self, section: schema.Service) -> Hop | None:
+    def _forwarder(self, section: schema.Service, urls: dict[Node, tuple[str, str]] | None) -> Hop | None:
+        """Return the targets of a service; `urls` takes how they are written where they may be URLs, else None."""
         forwarder = section.forwarder
         if forwarder is None:
             return None
@@ -420,18 +424,25 @@ class Assembler:
                 "hop",
             )
             return self._hop(hop, ("hop", hop.name)) if hop is not None else None
-        targets = [self._target(node, forwarder) for node in forwarder.nodes]
+        targets = [self._target(node, forwarder, urls) for node in forwarder.nodes]
         return Hop(section.name, targets, _selector(forwarder.selector))
 
-    def _target(self, section: schema.ForwardNode, forwarder: schema.Forwarder) -> Node:
+    def _target(
+        self, section: schema.ForwardNode, forwarder: schema.Forwarder, urls: dict[Node, tuple[str, str]] | None
+    ) -> Node:
         _refuse_node(section)
-        if "://" in section.addr:
+        path = f"{section.path}.addr"
+        if urls is not None:
+            _, address = parse_server(section.addr, path)
+        elif "://" in section.addr:
             raise Unavailable(f"{section.path}.addr: {section.addr!r}: schemes are not available in this version")
+        else:
+            address = parse_endpoint(section.addr, path)
         options = _bind(NodeOptions, section.metadata, f"{section.path}.metadata")
         target = self._component("connector", "forward", section.path)
-        return Node(
+        node = Node(
             section.name,
-            parse_endpoint(section.addr, f"{section.path}.addr"),
+            address,
             Transport("tcp", StreamDialer()),
             target(_bind(target.Options, {}, section.path), ConnectorContext()),
             _marker(forwarder.selector, options),
@@ -439,6 +450,9 @@ class Assembler:
             weight=options.member.weight,
             backup=options.member.backup,
         )
+        if urls is not None:
+            urls[node] = (section.addr, path)
+        return node
 
     # ---- TLS -----------------------------------------------------------------------------------
     def _server_tls(self, section: schema.TLS | None, path: str) -> Layer:

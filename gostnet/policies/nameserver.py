@@ -9,20 +9,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 import dns.edns
 import dns.exception
-import dns.flags
 import dns.message
 import dns.name
 import dns.opcode
 import dns.rcode
 import dns.rdatatype
 
-from ..core.address import Endpoint, parse_endpoint
+from ..core.address import ANY, Endpoint, parse_endpoint
 from ..core.datagrams import Datagram, Datagrams
 from ..core.egress import Egress
 from ..core.errors import ConfigError, GostnetError, ResolveError
@@ -33,6 +32,8 @@ from .networks import V4, number
 
 Transport: TypeAlias = Literal["udp", "tcp"]
 Family: TypeAlias = Literal[4, 6]
+T = TypeVar("T")
+Accept: TypeAlias = Callable[[bytes], T | None]
 
 CODE: Final = "config.nameserver"
 PORT: Final = 53
@@ -157,19 +158,7 @@ async def ask(server: NameServer, name: dns.name.Name, family: Family) -> dns.me
     NXDOMAIN is an answer.
     """
     query = make_query(server, name, family)
-    try:
-        async with asyncio.timeout(server.timeout):
-            answer = None
-            if server.transport == "udp":
-                answer = await _ask_udp(server, query)
-            if answer is None or answer.flags & dns.flags.TC:
-                answer = await _ask_tcp(server, query)
-    except TimeoutError as exc:
-        raise ResolveError(f"{server}: no answer about {_shown(name)} within {server.timeout:g}s") from exc
-    except ResolveError:
-        raise
-    except GostnetError as exc:
-        raise ResolveError(f"{server}: {exc}") from exc
+    answer = await exchange(server, query.to_wire(), lambda data: parse_answer(data, query), _shown(name))
     if answer.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
         raise Refused(f"{server}: {dns.rcode.to_text(answer.rcode())} for {_shown(name)}")
     return answer
@@ -179,16 +168,56 @@ def _shown(name: dns.name.Name) -> str:
     return name.to_text(omit_final_dot=True)
 
 
-async def _ask_udp(server: NameServer, query: dns.message.Message) -> dns.message.QueryMessage:
-    flow = Flow(SERVICE, network="udp", target=server.address)
+async def exchange(
+    server: NameServer,
+    query: bytes,
+    accept: Accept[T],
+    about: str = "the question",
+    *,
+    client: Endpoint = ANY,
+    partial: bool = False,
+) -> T:
+    """Send `query`, a message with a random id, and return what `accept` makes of the answer to it.
+
+    accept     returns None for what is no answer to the query; over UDP more may come, so the wait goes on
+    client     on whose behalf; chains that choose by client look at it
+    partial    a truncated answer is returned where TCP does not work; else that is the failure
+
+    Raise ResolveError; the server's timeout holds for everything together.
+    """
+    cut: T | None = None
+    try:
+        async with asyncio.timeout(server.timeout):
+            if server.transport == "udp":
+                answer, truncated = await _ask_udp(server, query, accept, client)
+                if not truncated:
+                    return answer
+                if partial:
+                    cut = answer
+            return await _ask_tcp(server, query, accept, client)
+    except TimeoutError as exc:
+        if cut is not None:
+            return cut
+        raise ResolveError(f"{server}: no answer about {about} within {server.timeout:g}s") from exc
+    except GostnetError as exc:
+        if cut is not None:
+            return cut
+        if isinstance(exc, ResolveError):
+            raise
+        raise ResolveError(f"{server}: {exc}") from exc
+
+
+async def _ask_udp(server: NameServer, query: bytes, accept: Accept[T], client: Endpoint) -> tuple[T, bool]:
+    """Return the answer, and whether it is truncated."""
+    flow = Flow(SERVICE, client, network="udp", target=server.address)
     datagrams = await server.egress.associate(flow, server.address)
     try:
-        request = Datagram(query.to_wire(), server.address)
+        request = Datagram(query, server.address)
         for pause in (*RESEND, None):
             await datagrams.send((request,))
             try:
                 async with asyncio.timeout(pause):
-                    return await _answer_among(server, datagrams, query)
+                    return await _answer_among(server, datagrams, accept)
             except TimeoutError:
                 continue
     finally:
@@ -196,35 +225,33 @@ async def _ask_udp(server: NameServer, query: dns.message.Message) -> dns.messag
     raise AssertionError("the last wait has no end of its own")
 
 
-async def _answer_among(
-    server: NameServer, datagrams: Datagrams, query: dns.message.Message
-) -> dns.message.QueryMessage:
+async def _answer_among(server: NameServer, datagrams: Datagrams, accept: Accept[T]) -> tuple[T, bool]:
     """Wait for the answer; anything else that arrives is no reason to stop waiting."""
     while batch := await datagrams.receive():
         for datagram in batch:
-            for data in _pieces(datagram):
-                answer = parse_answer(data, query)
+            for data in pieces(datagram):
+                answer = accept(data)
                 if answer is not None:
-                    return answer
+                    return answer, bool(data[2] & 2)
     raise ResolveError(f"{server}: the association ended")
 
 
-def _pieces(datagram: Datagram) -> Iterator[bytes]:
+def pieces(datagram: Datagram) -> Iterator[bytes]:
+    """Return the datagrams that one holds."""
     data = bytes(datagram.data)
     step = datagram.stride or len(data) or 1
     for start in range(0, len(data), step):
         yield data[start : start + step]
 
 
-async def _ask_tcp(server: NameServer, query: dns.message.Message) -> dns.message.QueryMessage:
+async def _ask_tcp(server: NameServer, query: bytes, accept: Accept[T], client: Endpoint) -> T:
     """Ask over a connection of its own: two bytes of length, then the message, both ways."""
-    flow = Flow(SERVICE, network="tcp", target=server.address)
+    flow = Flow(SERVICE, client, network="tcp", target=server.address)
     stream = await server.egress.connect(flow, server.address)
     try:
-        wire = query.to_wire()
-        await stream.send(len(wire).to_bytes(2, "big") + wire)
+        await stream.send(len(query).to_bytes(2, "big") + query)
         size = int.from_bytes(await _exactly(server, stream, 2), "big")
-        answer = parse_answer(await _exactly(server, stream, size), query)
+        answer = accept(await _exactly(server, stream, size))
         if answer is None:
             raise ResolveError(f"{server}: what came back is no answer to the question")
         return answer

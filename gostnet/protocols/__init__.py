@@ -9,6 +9,7 @@ from ..core.registry import COMPONENTS
 
 HANDLERS = {
     "auto": "gostnet.protocols.auto.handler",
+    "dns": "gostnet.protocols.dns.handler",
     "http": "gostnet.protocols.http.handler",
     "socks4": "gostnet.protocols.socks4.handler",
     "socks4a": "gostnet.protocols.socks4.handler",

@@ -14,6 +14,7 @@ from ..core.options import Seconds, group, opt
 from ..core.registry import COMPONENTS, register
 from ..core.stream import CHUNK, Buffer, Stream
 from ..pipeline.transport import Listener, ListenerContext, StreamDialer, Transport
+from .dns import DnsOptions, dns_listener
 from .tcp import KeepaliveOptions, TcpOptions, TcpSource
 from .udp import UdpOptions, UdpSource
 
@@ -47,6 +48,7 @@ LISTENERS = (
     ListenerStack("tcp", TcpOptions, _tcp),
     ListenerStack("tls", TcpOptions, _tls),
     ListenerStack("udp", UdpOptions, _udp),
+    ListenerStack("dns", DnsOptions, dns_listener),
 )
 
 

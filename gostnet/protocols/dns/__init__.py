@@ -1,0 +1,1 @@
+"""The name service: answers queries from hosts, a cache, and upstream servers."""

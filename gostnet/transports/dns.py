@@ -1,0 +1,104 @@
+"""The listener `dns`: queries over UDP, TCP, or TLS (RFC 1035 section 4.2, RFC 7858)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.address import Endpoint
+from ..core.datagrams import Datagram, Datagrams
+from ..core.errors import Unavailable
+from ..core.flow import Flow
+from ..core.options import Bytes, Seconds, opt
+from ..core.sockets import ListenOptions, UdpSocket, listen_udp
+from ..pipeline.transport import Listener, ListenerContext, Source
+from .tcp import TcpOptions, TcpSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnsOptions:
+    """Options of the listener `dns`."""
+
+    mode: str = opt("udp", "How queries come.", choices=("udp", "tcp", "tls", "https"))
+    read_buffer_size: Bytes = opt(512, "Accepted for compatibility: messages of every size are read whole.")
+    read_timeout: Seconds = opt(0.0, "Accepted for compatibility: the handler's `readTimeout` holds.")
+    write_timeout: Seconds = opt(0.0, "Accepted for compatibility: clients have 10s to take an answer.")
+    backlog: int = opt(128, "Accepted for compatibility: the kernel's limit holds.")
+    mptcp: bool = opt(False, "Accept Multipath TCP where the kernel has it.")
+
+
+class DnsUdpSource(Source[Datagrams]):
+    """A UDP socket whose every datagram is a conversation of its own: a client's next query waits for nothing.
+
+    No datagram, however odd, ends it.
+    """
+
+    network = "udp"
+    yields = Datagrams
+
+    def __init__(self, address: Endpoint, *, netns: str = "") -> None:
+        self.address = address
+        self._wanted = address
+        self._listen = ListenOptions(netns=netns)
+        self._socket: UdpSocket | None = None
+
+    async def open(self) -> None:
+        """Bind; `address` then tells the port that was given."""
+        sock = listen_udp(self._wanted, self._listen)
+        self.address = Endpoint.from_sockaddr(sock.getsockname())
+        self._socket = UdpSocket(sock, self.address)
+
+    async def accept(self) -> Sequence[tuple[Flow, Datagrams]]:
+        """Return what has arrived."""
+        assert self._socket is not None, "accept before open"
+        batch = await self._socket.receive()
+        return [(Flow("", item.peer, self.address, "udp"), Question(item, self)) for item in batch]
+
+    def answer(self, batch: Sequence[Datagram]) -> None:
+        """Send without waiting; nothing once the socket is closed."""
+        if self._socket is not None:
+            self._socket.send_now(batch)
+
+    async def aclose(self) -> None:
+        """Close the socket; questions in work are not answered any more."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the socket."""
+        if self._socket is not None:
+            self._socket.abort()
+            self._socket = None
+
+
+class Question(Datagrams):
+    """What one datagram brought, and the way back to its sender."""
+
+    __slots__ = ("_datagram", "_source")
+
+    def __init__(self, datagram: Datagram, source: DnsUdpSource) -> None:
+        super().__init__(source.address)
+        self._datagram: Datagram | None = datagram
+        self._source = source
+
+    async def receive(self) -> Sequence[Datagram]:
+        datagram, self._datagram = self._datagram, None
+        return () if datagram is None else (datagram,)
+
+    async def send(self, batch: Sequence[Datagram]) -> None:
+        self._source.answer(batch)
+
+    async def aclose(self) -> None:
+        self._datagram = None
+
+    def abort(self) -> None:
+        self._datagram = None
+
+
+def dns_listener(address: Endpoint, options: DnsOptions, context: ListenerContext) -> Listener:
+    """Build the listener of a mode. Raise Unavailable for one that is not built, ConfigError."""
+    if options.mode == "https":
+        raise Unavailable(f"{context.path}.metadata.mode: 'https' is not available in this version")
+    if options.mode == "udp":
+        return Listener("dns", DnsUdpSource(address, netns=context.netns))
+    source = TcpSource(address, TcpOptions(mptcp=options.mptcp), netns=context.netns)
+    return Listener("dns", source, (context.tls_layer(),) if options.mode == "tls" else ())
