@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gostnet.core.address import Endpoint
+from gostnet.testing.certificates import Authority
 from gostnet.testing.clients import resolve
 from gostnet.testing.namespaces import Network
 from gostnet.testing.servers import Ports, serving_in_thread
@@ -56,6 +58,26 @@ def test_dig_gets_answers_from_behind_a_chain(three: Network, daemon: Callable[.
         before = len(servers.witness.all())
         assert dig(client, "@127.0.0.1", "a.test", "A") == ["192.0.2.1"]
         assert len(servers.witness.all()) == before  # from the cache
+
+
+def test_an_upstream_over_tls_is_verified_and_reached_through_the_chain(
+    three: Network, daemon: Callable[..., Any], tmp_path: Path
+) -> None:
+    server, gateway = three.address("server"), three.address("gateway")
+    authority = Authority()
+    certificate, key = authority.issue(server).save(tmp_path)
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    trusted = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+    with serving_in_thread(three["server"], [server], ports=Ports(dns=UPSTREAM), zone={"a.test": ["192.0.2.1"]}):
+        query = f"mode=tls&certFile={certificate}&keyFile={key}"
+        daemon(three["server"], "-L", f"dns://:853/{server}:{UPSTREAM}?{query}")
+        daemon(three["gateway"], "-L", "relay://:8420")
+        words = ("-L", f"dns://127.0.0.1:53/tls://{server}", "-F", f"relay://{gateway}:8420")
+        first = daemon(three["client"], *words, env=trusted)
+        assert dig(three["client"], "@127.0.0.1", "a.test") == ["192.0.2.1"]
+        first.stop()
+        daemon(three["client"], *words)
+        assert resolve(three["client"], Endpoint("127.0.0.1", 53), "a.test").code == "SERVFAIL"
 
 
 def server_side(network: Network) -> str:

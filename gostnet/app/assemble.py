@@ -97,7 +97,10 @@ class Assembler:
         self._hooks: dict[str, ServiceOptions] = {}
         self._log = _logger(config.log, {})
         self._loggers = {logger.name: _logger(logger.log, {"logger": logger.name}) for logger in config.loggers}
-        build = self._build = Build(resolver=self._system, report=self._log.warn, options=self._plain[0])
+        self._verifying = _Lazy(lambda: self._client_tls(schema.TLS(secure=True), "tls"))
+        build = self._build = Build(
+            resolver=self._system, report=self._log.warn, options=self._plain[0], tls=self._verifying
+        )
         self._authers = build_authers(config, build)
         self._admissions = build_admissions(config, build)
         self._bypasses = build_bypasses(config, build)
@@ -120,7 +123,7 @@ class Assembler:
             if section.name in services:
                 raise ConfigError(f"{section.path}.name", f"{section.name!r} is used twice", code="duplicate")
             services[section.name] = self._service(section)
-            identity[section.name] = _identity(section)
+            identity[section.name] = _identity(section, self._config)
         return Assembly(services, identity, self._log, self._build, self.nodes, self._hooks)
 
     # ---- references ----------------------------------------------------------------------------
@@ -191,6 +194,7 @@ class Assembler:
             authenticator=self._authenticator(handler_section),
             hop=self._forwarder(section, addresses if handler_section.kind == "dns" else None),
             addresses=addresses,
+            upstream_tls=self._verifying,
             metadata=handler_section.metadata,
             tls=_Lazy(lambda: self._server_tls(handler_section.tls, f"{handler_section.path}.tls")),
             netns=options.socket.netns,
@@ -433,7 +437,7 @@ class Assembler:
         _refuse_node(section)
         path = f"{section.path}.addr"
         if urls is not None:
-            _, address = parse_server(section.addr, path)
+            _, address = parse_server(section.addr, path, secure=True)
         elif "://" in section.addr:
             raise Unavailable(f"{section.path}.addr: {section.addr!r}: schemes are not available in this version")
         else:
@@ -522,9 +526,12 @@ def _marker(section: schema.Selector | None, options: NodeOptions) -> Marker:
     return Marker(max_fails if max_fails > 0 else 1, fail_timeout if fail_timeout > 0 else 10.0)
 
 
-def _identity(section: schema.Service) -> object:
+def _identity(section: schema.Service, config: schema.Config) -> object:
     """What the listening socket depends on: equal ones share it across a reload."""
     listener = section.listener
+    if listener is not None and listener.kind == "tun":
+        # Its one connection lasts as long as the device, so whatever that connection was begun with counts.
+        return (section, config.chains, config.hops, config.authers)
     place = {key.lower(): value for key, value in section.metadata.items() if key.lower() in ("netns",)}
     return (section.addr, listener.kind if listener else "tcp", listener, repr(place))
 

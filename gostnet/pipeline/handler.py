@@ -29,6 +29,7 @@ class HandlerContext:
     authenticator   None when no credentials are asked for
     hop             the forwarder's targets; with one, a handler is in forward mode
     addresses       how a target's address was written, and where, for handlers whose targets are URLs
+    upstream_tls    the client side of TLS, which verifies, for handlers that ask servers of their own
     metadata        the handler's options as configured, for `auto`, which hands them to other handlers
     tls             the TLS layer of handlers that speak TLS inside their dialogue (SOCKS5 methods 0x80 and 0x82)
     netns           the network namespace of the service's sockets, for handlers that listen (SOCKS5 UDP ASSOCIATE)
@@ -40,6 +41,7 @@ class HandlerContext:
     addresses: Mapping[Node, tuple[str, str]] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tls: Layer | None = None
+    upstream_tls: Layer | None = None
     netns: str = ""
     log: Logger = field(default_factory=quiet)
 

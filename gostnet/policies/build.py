@@ -37,7 +37,7 @@ from .bucket import Clock
 from .bypass import PatternBypass, check_network, compile_patterns
 from .entries import Clean, Entry, inline, strip_comment, strip_leading_comment
 from .loader import FileSource, HTTPSource, Reloader, Report, Source
-from .nameserver import TIMEOUT, NameServer, parse_family, parse_server, parse_subnet
+from .nameserver import TIMEOUT, NameServer, parse_family, parse_path, parse_server, parse_subnet
 from .resolver import DNSResolver
 from .threads import Threads
 
@@ -56,6 +56,7 @@ class Build:
     resolver   looks up the host names in admissions
     report     takes what loaders have to say, one sentence each, for the log
     options    mark, interface and namespace of the loaders' own sockets
+    tls        the client side of TLS, which verifies, for name servers; without it they cannot be asked by TLS
     problems   what is wrong with the configuration
     reloaders  await `load()` of each before the services start, then run `run()` of each as a task
     """
@@ -63,6 +64,7 @@ class Build:
     resolver: contracts.Resolver | None = None
     report: Report | None = None
     options: DialOptions = PLAIN
+    tls: contracts.Layer | None = None
     clock: Clock = time.monotonic
     problems: list[Problem] = field(default_factory=list)
     reloaders: list[Reloader[object]] = field(default_factory=list)
@@ -272,7 +274,7 @@ def _server(section: Nameserver, build: Build, ways: Ways) -> NameServer | None:
     path = section.path
 
     def make() -> NameServer:
-        transport, address = parse_server(section.addr, f"{path}.addr")
+        transport, address = parse_server(section.addr, f"{path}.addr", secure=build.tls is not None)
         return NameServer(
             address=address,
             egress=ways(section.chain, f"{path}.chain"),
@@ -283,6 +285,9 @@ def _server(section: Nameserver, build: Build, ways: Ways) -> NameServer | None:
             ttl=section.ttl,
             timeout=section.timeout if section.timeout > 0 else TIMEOUT,
             stale=section.async_ and section.ttl >= 0,
+            tls=build.tls,
+            hostname=section.hostname,
+            path=parse_path(section.addr, f"{path}.addr"),
         )
 
     return build.attempt(make, None)

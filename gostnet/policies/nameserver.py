@@ -1,7 +1,9 @@
-"""One DNS server: how it is written, and one question to it over UDP or TCP (RFC 1035 section 4.2).
+"""One DNS server: how it is written, and one question to it over UDP, TCP (RFC 1035 section 4.2), TLS (RFC 7858) or
+HTTPS (RFC 8484, by HTTP/1.1).
 
 The sockets are an Egress's, so chains, marks and interfaces hold. Each UDP question has a socket of its own: its port,
-the random id and the question itself are what a forged answer would have to guess.
+the random id and the question itself are what a forged answer would have to guess. Connections under TLS
+are kept for the next question, one at a time each.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 import secrets
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, TypeVar
 
 import dns.edns
@@ -22,27 +24,38 @@ import dns.rcode
 import dns.rdatatype
 
 from ..core.address import ANY, Endpoint, parse_endpoint
+from ..core.contracts import Layer
 from ..core.datagrams import Datagram, Datagrams
 from ..core.egress import Egress
 from ..core.errors import ConfigError, GostnetError, ResolveError
 from ..core.flow import Flow
 from ..core.stream import Stream
 from ..core.suggest import did_you_mean
+from ..wire import http1
 from .networks import V4, number
 
-Transport: TypeAlias = Literal["udp", "tcp"]
+Transport: TypeAlias = Literal["udp", "tcp", "tls", "https"]
 Family: TypeAlias = Literal[4, 6]
 T = TypeVar("T")
 Accept: TypeAlias = Callable[[bytes], T | None]
 
 CODE: Final = "config.nameserver"
 PORT: Final = 53
+TLS_PORT: Final = 853
+HTTPS_PORT: Final = 443
+HTTP_PATH: Final = "/dns-query"
 TIMEOUT: Final = 5.0
 """Seconds for one question, as in GOST."""
 RESEND: Final = (1.0, 2.0)
 """Seconds before a question over UDP is sent the second and the third time."""
 EDNS_PAYLOAD: Final = 1232
 """Bytes announced where EDNS is needed: what passes without fragments (DNS flag day 2020)."""
+CONNECTIONS: Final = 32
+"""Connections under TLS to one server at a time; who finds all of them busy waits."""
+KEPT: Final = 8
+KEEP: Final = 10.0
+"""Connections kept between questions, and seconds for each: less than what servers allow."""
+MAX_MESSAGE: Final = 65535
 SERVICE: Final = "resolver"
 """Name of the service on the flows that carry questions."""
 
@@ -59,6 +72,9 @@ class NameServer:
     ttl      seconds answers are kept: 0 as they say, less than 0 not at all
     timeout  seconds for one question, both transports together
     stale    an expired answer is used at once and refreshed behind the scenes
+    tls      the client side of TLS for the transports tls and https, which must verify
+    hostname the name that the certificate must bear, "" for the address's host
+    path     of the URL, for https
     """
 
     address: Endpoint
@@ -70,6 +86,10 @@ class NameServer:
     ttl: float = 0.0
     timeout: float = TIMEOUT
     stale: bool = False
+    tls: Layer | None = None
+    hostname: str = ""
+    path: str = HTTP_PATH
+    kept: Connections = field(default_factory=lambda: Connections(), compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.transport}://{self.address}"
@@ -86,21 +106,42 @@ class Refused(ResolveError):
     """The server answered with an error code: it works, but not for this question."""
 
 
-def parse_server(text: str, path: str) -> tuple[Transport, Endpoint]:
-    """Return transport and address of `[udp|tcp://]HOST[:PORT]`. Raise ConfigError."""
+def parse_server(text: str, path: str, *, secure: bool = False) -> tuple[Transport, Endpoint]:
+    """Return transport and address of `[udp|tcp|tls|dot|https://]HOST[:PORT][/PATH]`. Raise ConfigError.
+
+    secure    TLS can be had
+    """
     scheme, separator, rest = text.strip().partition("://")
     if not separator:
         scheme, rest = "udp", scheme
     scheme = scheme.lower()
-    if scheme in ("tls", "dot", "https"):
+    if scheme in ("tls", "dot", "https") and not secure:
         raise ConfigError(path, f"name servers over {scheme!r} are not available in this version", code="unavailable")
-    if scheme not in ("udp", "tcp"):
+    transport = _TRANSPORTS.get(scheme)
+    if transport is None:
         known = did_you_mean(scheme, ("udp", "tcp", "tls", "https"))
         raise ConfigError(path, f"{scheme!r} is not a way to ask a name server, such as udp or tcp{known}", code=CODE)
-    address = parse_endpoint(rest.partition("/")[0], path, default_port=PORT)
+    port = {"tls": TLS_PORT, "https": HTTPS_PORT}.get(transport, PORT)
+    address = parse_endpoint(rest.partition("/")[0], path, default_port=port)
     if not address.host:
         raise ConfigError(path, f"{text!r} has no host", code=CODE)
-    return ("tcp" if scheme == "tcp" else "udp"), address
+    return transport, address
+
+
+_TRANSPORTS: Final[dict[str, Transport]] = {"udp": "udp", "tcp": "tcp", "tls": "tls", "dot": "tls", "https": "https"}
+
+
+def parse_path(text: str, path: str) -> str:
+    """Return the path of a server's URL, `/dns-query` where it has none. Raise ConfigError for one no request can hold.
+
+    A template's variable `{?dns}` is for GET, and left out.
+    """
+    found = text.strip().partition("://")[2].partition("/")[2].partition("#")[0].replace("{?dns}", "")
+    if not found:
+        return HTTP_PATH
+    if not found.isascii() or any(char <= " " or char == "\x7f" for char in found):
+        raise ConfigError(path, f"{text!r} has blanks or characters that must be percent-encoded", code=CODE)
+    return "/" + found
 
 
 def parse_family(text: str, path: str) -> int:
@@ -194,6 +235,8 @@ async def exchange(
                     return answer
                 if partial:
                     cut = answer
+            if server.transport in ("tls", "https"):
+                return await _ask_tls(server, query, accept, client)
             return await _ask_tcp(server, query, accept, client)
     except TimeoutError as exc:
         if cut is not None:
@@ -249,14 +292,22 @@ async def _ask_tcp(server: NameServer, query: bytes, accept: Accept[T], client: 
     flow = Flow(SERVICE, client, network="tcp", target=server.address)
     stream = await server.egress.connect(flow, server.address)
     try:
-        await stream.send(len(query).to_bytes(2, "big") + query)
-        size = int.from_bytes(await _exactly(server, stream, 2), "big")
-        answer = accept(await _exactly(server, stream, size))
-        if answer is None:
-            raise ResolveError(f"{server}: what came back is no answer to the question")
-        return answer
+        return _accepted(server, await _converse(server, stream, query), accept)
     finally:
         stream.abort()
+
+
+def _accepted(server: NameServer, data: bytes, accept: Accept[T]) -> T:
+    answer = accept(data)
+    if answer is None:
+        raise ResolveError(f"{server}: what came back is no answer to the question")
+    return answer
+
+
+async def _converse(server: NameServer, stream: Stream, query: bytes) -> bytes:
+    await stream.send(len(query).to_bytes(2, "big") + query)
+    size = int.from_bytes(await _exactly(server, stream, 2), "big")
+    return await _exactly(server, stream, size)
 
 
 async def _exactly(server: NameServer, stream: Stream, size: int) -> bytes:
@@ -266,4 +317,140 @@ async def _exactly(server: NameServer, stream: Stream, size: int) -> bytes:
         if not piece:
             raise ResolveError(f"{server}: the connection ended before the answer was complete")
         data += piece
+    return data
+
+
+# ---- TLS ----------------------------------------------------------------------------------------
+class Connections:
+    """Connections to one server that wait for their next question; they close by themselves after KEEP seconds."""
+
+    __slots__ = ("_free", "_idle")
+
+    def __init__(self) -> None:
+        self._idle: dict[Stream, asyncio.TimerHandle] = {}
+        self._free: asyncio.Semaphore | None = None
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    @property
+    def free(self) -> asyncio.Semaphore:
+        """What bounds the connections in use."""
+        if self._free is None:
+            self._free = asyncio.Semaphore(CONNECTIONS)
+        return self._free
+
+    def take(self) -> Stream | None:
+        """Return the one used last, None if there is none. The server may have closed it."""
+        if not self._idle:
+            return None
+        stream, timer = self._idle.popitem()
+        timer.cancel()
+        return stream
+
+    def put(self, stream: Stream) -> None:
+        """Keep a connection whose last exchange is complete."""
+        if len(self._idle) >= KEPT:
+            self._expire(next(iter(self._idle)))
+        self._idle[stream] = asyncio.get_running_loop().call_later(KEEP, self._expire, stream)
+
+    def _expire(self, stream: Stream) -> None:
+        self._idle.pop(stream).cancel()
+        stream.abort()
+
+    def close(self) -> None:
+        """Close what waits."""
+        for stream in tuple(self._idle):
+            self._expire(stream)
+
+
+async def _ask_tls(server: NameServer, query: bytes, accept: Accept[T], client: Endpoint) -> T:
+    """Ask over a kept connection, else over a new one; a kept one that has died in between is no failure."""
+    async with server.kept.free:
+        while (stream := server.kept.take()) is not None:
+            try:
+                return await _exchange_on(server, stream, query, accept)
+            except GostnetError:
+                continue
+        return await _exchange_on(server, await _open(server, client), query, accept)
+
+
+async def _open(server: NameServer, client: Endpoint) -> Stream:
+    flow = Flow(SERVICE, client, network="tcp", target=server.address)
+    if server.tls is None:
+        raise ResolveError(f"{server}: no TLS here")
+    stream = await server.egress.connect(flow, server.address)
+    try:
+        return await server.tls.client(flow, stream, server.hostname or server.address.host)
+    except BaseException:
+        stream.abort()
+        raise
+
+
+async def _exchange_on(server: NameServer, stream: Stream, query: bytes, accept: Accept[T]) -> T:
+    """Return the answer, and keep the connection or close it."""
+    reusable = False
+    try:
+        if server.transport == "https":
+            data, persistent = await _post(server, stream, query)
+        else:
+            data, persistent = await _converse(server, stream, query), True
+        answer = _accepted(server, data, accept)
+        reusable = persistent
+        return answer
+    finally:
+        if reusable:
+            server.kept.put(stream)
+        else:
+            stream.abort()
+
+
+_MEDIA: Final = b"application/dns-message"
+
+
+async def _post(server: NameServer, stream: Stream, query: bytes) -> tuple[bytes, bool]:
+    """Return the body of the answer, and whether the connection can be used again (RFC 8484 section 4.1)."""
+    where = Endpoint(server.hostname or server.address.host, server.address.port)
+    authority = http1.format_authority(where).removesuffix(b":443")
+    fields = (
+        (b"Host", authority),
+        (b"Accept", _MEDIA),
+        (b"Content-Type", _MEDIA),
+        (b"Content-Length", b"%d" % len(query)),
+    )
+    await stream.send(http1.head_bytes(b"POST %b HTTP/1.1" % server.path.encode("ascii"), fields) + query)
+    rest = b""
+    while True:
+        reader = http1.HeadReader(response=True, limit=http1.MAX_HEAD)
+        head = reader.feed(rest) if rest else None
+        while head is None:
+            head = reader.feed(await _some(server, stream))
+        rest = reader.rest
+        response = http1.parse_response(head)
+        if response.status >= 200:
+            break
+    if response.status != 200:
+        raise ResolveError(f"{server}: HTTP status {response.status}")
+    if response.get(b"content-type").partition(b";")[0].strip().lower() != _MEDIA:
+        raise ResolveError(f"{server}: the answer is not {_MEDIA.decode('ascii')}")
+    body = http1.response_body(response, b"POST")
+    if body is None:
+        raise ResolveError(f"{server}: an answer without a message")
+    data = body.feed(rest) if rest else b""
+    while not body.done and len(data) <= MAX_MESSAGE:
+        piece = await stream.receive()
+        if not piece:
+            body.end()
+        else:
+            data += body.feed(piece)
+    if len(data) > MAX_MESSAGE:
+        raise ResolveError(f"{server}: an answer of more than {MAX_MESSAGE} bytes")
+    framed = not isinstance(body, http1.OpenBody)
+    return data, framed and response.persistent and not body.rest
+
+
+async def _some(server: NameServer, stream: Stream) -> bytes:
+    data = await stream.receive()
+    if not data:
+        raise ResolveError(f"{server}: the connection ended before the answer was complete")
     return data

@@ -199,6 +199,8 @@ class DNSResolver:
         self._closed = True
         if self._scope is not None:
             await self._scope.cancel()
+        for server in self.servers:
+            server.kept.close()
 
 
 def _name(host: str) -> dns.name.Name:

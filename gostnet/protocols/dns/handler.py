@@ -28,7 +28,7 @@ from ...core.tasks import Scope
 from ...pipeline.handler import HandlerContext
 from ...pipeline.node import Node
 from ...pipeline.router import ServiceRouter
-from ...policies.nameserver import PORT, NameServer, exchange, parse_server, parse_subnet, pieces
+from ...policies.nameserver import PORT, NameServer, exchange, parse_path, parse_server, parse_subnet, pieces
 from ...policies.resolver import DNSResolver
 from ...wire import dns_message as wire
 from .cache import Cache, Key
@@ -87,7 +87,8 @@ class DnsHandler:
         self._subnet = _subnet(parse_subnet(options.client_ip, f"{context.service}: clientIP"))
         self._written = [(text, f"{context.service}: dns") for text in options.dns if text.strip()]
         for text, path in (*self._written, *context.addresses.values()):
-            parse_server(text, path)
+            parse_server(text, path, secure=context.upstream_tls is not None)
+            parse_path(text, path)
         self._stale = options.stale and options.ttl >= 0
         self._idle = options.read_timeout if options.read_timeout > 0 else STREAM_IDLE
         self.cache = Cache(options.ttl, clock=clock)
@@ -105,6 +106,12 @@ class DnsHandler:
             await self._datagrams(flow, conn, egress)
         else:
             await self._stream(flow, conn, egress)
+
+    def close(self) -> None:
+        """Close the connections to upstreams that wait for their next question; others are opened when needed."""
+        listed = [upstream.server for upstream in self._listed or ()]
+        for server in (*self._by_node.values(), *listed):
+            server.kept.close()
 
     # ---- clients -------------------------------------------------------------------------------
     async def _datagrams(self, flow: Flow, conn: Datagrams, egress: Egress) -> None:
@@ -314,8 +321,16 @@ class DnsHandler:
         return server
 
     def _server(self, text: str, path: str, way: Egress) -> NameServer:
-        transport, address = parse_server(text, path)
-        return NameServer(address=address, egress=way, transport=transport, timeout=self._timeout)
+        tls = self._context.upstream_tls
+        transport, address = parse_server(text, path, secure=tls is not None)
+        return NameServer(
+            address=address,
+            egress=way,
+            transport=transport,
+            timeout=self._timeout,
+            tls=tls,
+            path=parse_path(text, path),
+        )
 
     def _of_system(self, way: Egress, flow: Flow) -> Sequence[_Upstream]:
         """Return the servers of resolv.conf, without this very service."""

@@ -13,7 +13,7 @@ import dns.rcode
 import dns.rrset
 
 from gostnet.core.address import Endpoint
-from gostnet.core.contracts import Policies
+from gostnet.core.contracts import Layer, Policies
 from gostnet.core.egress import Egress
 from gostnet.core.tasks import Scope
 from gostnet.pipeline.connector import ConnectorContext
@@ -138,10 +138,12 @@ def targets(*addresses: str) -> tuple[Hop, dict[Node, tuple[str, str]]]:
     return Hop("dns", list(nodes)), nodes
 
 
-def handler(*addresses: str, clock: Callable[[], float] | None = None, **options: Any) -> DnsHandler:
+def handler(
+    *addresses: str, clock: Callable[[], float] | None = None, tls: Layer | None = None, **options: Any
+) -> DnsHandler:
     """Return a handler that forwards to `addresses`, if any."""
     hop, written = targets(*addresses) if addresses else (None, {})
-    context = HandlerContext(service="dns", hop=hop, addresses=written)
+    context = HandlerContext(service="dns", hop=hop, addresses=written, upstream_tls=tls)
     more = {"clock": clock} if clock is not None else {}
     return DnsHandler(DnsHandler.Options(**options), context, **more)
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gostnet.config import schema
 from gostnet.core.address import Endpoint
 from gostnet.core.errors import ConfigError
 from gostnet.core.tasks import run
@@ -446,6 +447,32 @@ def test_a_silent_connection_is_closed_and_a_half_closed_one_gets_its_answers() 
                     peer.shut()
                     upstream.hold.set()
                     assert texts((await peer.rest())[2:]) == ["192.0.2.1"]
+
+    run(main())
+
+
+def test_an_upstream_over_tls_must_prove_its_name(tmp_path: Path) -> None:
+    authority = Authority()
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    layer = TlsLayer.for_client(schema.TLS(secure=True, ca_file=str(tmp_path / "ca.pem")))
+
+    async def main() -> None:
+        upstream = one()
+        async with (
+            upstream.running(),
+            serving(
+                handler(str(upstream.address)), mode="tls", tls=TlsLayer(authority.issue("127.0.0.1").server_context())
+            ) as secure,
+        ):
+            made = handler(f"tls://{secure}", tls=layer)
+            async with serving(made) as address:
+                for n in range(3):
+                    assert texts(await ask(address, question(f"n{n}.test"))) == ["192.0.2.1"]
+            made.close()
+            wrong = handler(f"tls://localhost:{secure.port}", tls=layer)
+            async with serving(wrong) as address:
+                assert dns.message.from_wire(await ask(address, question("x.test"))).rcode() == dns.rcode.SERVFAIL
+            assert len(upstream.asked) == 3
 
     run(main())
 
