@@ -178,7 +178,7 @@ class Assembler:
         log = self._logger_of(section).bind(
             kind="service", service=section.name, listener=listener_section.kind, handler=handler_section.kind
         )
-        listener = self._listener(section, listener_section, options)
+        listener = self._listener(section, listener_section, options, log)
         handler_class = self._component("handler", handler_section.kind, handler_section.path)
         if not issubclass(listener.source.yields, handler_class.accepts):
             shape = listener.source.yields.__name__.lower()
@@ -230,14 +230,19 @@ class Assembler:
         limiter = self._named(self._climiters, section.climiter, f"{section.path}.climiter", "climiter")
         return Policies(tuple(admissions), limiter)
 
-    def _listener(self, section: schema.Service, listener: schema.Listener, options: ServiceOptions) -> Listener:
+    def _listener(
+        self, section: schema.Service, listener: schema.Listener, options: ServiceOptions, log: Logger
+    ) -> Listener:
         stack = self._component("listener", listener.kind, listener.path)
         address = parse_endpoint(section.addr, f"{section.path}.addr") if section.addr else ANY
+        forwarder = section.forwarder
         context = ListenerContext(
             service=section.name,
             path=listener.path,
             netns=options.socket.netns,
             tls=lambda: self._server_tls(listener.tls, f"{listener.path}.tls"),
+            forwards=forwarder is not None and bool(forwarder.nodes or forwarder.hop or forwarder.name),
+            log=log,
         )
         made: Listener = stack.make(
             address, _bind(stack.Options, listener.metadata, f"{listener.path}.metadata"), context

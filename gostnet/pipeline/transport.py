@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ..core.address import ANY, Endpoint
 from ..core.contracts import Layer
 from ..core.egress import Egress
 from ..core.flow import Flow
+from ..core.log import Logger, quiet
 from ..core.resources import Resource
 from ..core.stream import Closable, Stream
 
@@ -95,14 +96,18 @@ class Listener:
 class ListenerContext:
     """What a listener is built with besides its address and options.
 
-    path    its place in the configuration, for messages
-    tls     makes the server side of TLS from the listener's certificates; called by stacks that have such a layer
+    path      its place in the configuration, for messages
+    tls       makes the server side of TLS from the listener's certificates; called by stacks that have such a layer
+    forwards  the service has targets of its own (a forwarder)
+    log       the service's
     """
 
     service: str
     path: str = ""
     netns: str = ""
     tls: Callable[[], Layer] | None = None
+    forwards: bool = False
+    log: Logger = field(default_factory=quiet)
 
     def tls_layer(self) -> Layer:
         """Return the TLS layer. Raise ConfigError for bad certificates."""

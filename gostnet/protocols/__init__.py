@@ -23,6 +23,7 @@ HANDLERS = {
     "redir": "gostnet.protocols.transparent.handler",
     "redirect": "gostnet.protocols.transparent.handler",
     "redu": "gostnet.protocols.transparent.handler",
+    "tun": "gostnet.protocols.tun.handler",
 }
 
 CONNECTORS = {

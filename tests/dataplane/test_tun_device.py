@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 
@@ -110,6 +111,11 @@ def opened(place: netns.Namespace, name: str = "gt0", mtu: int = 1420) -> TunDev
         kernel.put_link(Link(name, mtu))
         kernel.put_address(Address(name, "192.168.9.1/24"))
         kernel.put_address(Address(name, "fd09::1/64"))
+        # The kernel makes the route to an IPv6 address of its own later, and drops what comes for it until then.
+        deadline = time.monotonic() + PATIENCE
+        while all(route.destination != "fd09::1/128" for route in kernel.routes(6, 255)):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
     return TunDevice(fd, name, mtu)
 
 

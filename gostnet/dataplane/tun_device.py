@@ -1,0 +1,211 @@
+"""TUN and TAP devices: opened by one ioctl (or by python-pytun), read and written in batches.
+
+A device is not persistent: it lives as long as its descriptor, so nothing is left of it however the process ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
+
+from ..core.errors import ConfigError, ConnError, KernelError
+from ..core.packets import NO_SETUP, Medium, Packets, Setup
+from ..core.sockets import Readiness
+from ..core.stream import Buffer
+
+_PATH = "/dev/net/tun"
+_TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
+_IFF = {Medium.IP: 0x0001, Medium.ETHERNET: 0x0002}
+_IFF_NO_PI = 0x1000
+_IFREQ = struct.Struct("16sH22x")
+
+_LARGEST = 65535
+"""Bytes of the largest packet: the MTU may be raised behind our back, and a short buffer would cut packets."""
+
+_GONE = (errno.EBADFD, errno.EBADF, errno.ENODEV)
+"""What a descriptor says whose device has been deleted."""
+
+Backend = Literal["ioctl", "pytun"]
+
+
+def open_device(name: str = "", medium: Medium = Medium.IP, backend: Backend = "ioctl") -> tuple[int, str]:
+    """Create a device in the thread's network namespace; return (descriptor, name). It is down and has no address.
+
+    An empty name lets the kernel choose (tun0, tun1, ...), `%d` in one is replaced by a free number. The descriptor
+    is non-blocking and closed on exec; it is the caller's. Raise KernelError, ConfigError for a name that cannot be.
+    """
+    if len(name.encode()) > 15 or "/" in name or name.split() != ([name] if name else []) or name in (".", ".."):
+        raise ConfigError("", f"{name[:64]!r} is not the name of an interface", code="tun.name")
+    shown = f"open {medium.value} device {name}".rstrip()
+    try:
+        return _by_pytun(name, medium) if backend == "pytun" else _by_ioctl(name, medium)
+    except OSError as exc:
+        raise _refusal(shown, exc) from exc
+
+
+def _by_ioctl(name: str, medium: Medium) -> tuple[int, str]:
+    fd = os.open(_PATH, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF[medium] | _IFF_NO_PI))
+        return fd, answer[:16].rstrip(b"\0").decode()
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _by_pytun(name: str, medium: Medium) -> tuple[int, str]:
+    """Let python-pytun do it, and repair what it leaves out: its descriptor blocks and survives exec."""
+    try:
+        import pytun
+    except ImportError as exc:
+        raise ConfigError(
+            "", "the device backend pytun needs the package python-pytun", hint="pip install gostnet[pytun]"
+        ) from exc
+    try:
+        device = pytun.TunTapDevice(name=name, flags=_IFF[medium] | _IFF_NO_PI)
+    except pytun.Error as exc:
+        # Its errors carry the arguments of an OSError without being one.
+        raise OSError(*exc.args) from exc
+    try:
+        # The object closes its descriptor when it is collected, so it gives us one of our own.
+        fd = fcntl.fcntl(device.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
+        os.set_blocking(fd, False)
+        return fd, str(device.name)
+    finally:
+        device.close()
+
+
+def _refusal(operation: str, exc: OSError) -> KernelError:
+    number = exc.errno or errno.EIO
+    hint = ""
+    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        detail, hint = f"{_PATH} is missing", "load the module: modprobe tun; in a container pass the device in"
+        return KernelError(operation, number, detail, hint=hint)
+    if number in (errno.EPERM, errno.EACCES):
+        hint = "devices need CAP_NET_ADMIN"
+    if number == errno.EBUSY:
+        return KernelError(operation, number, "a device of this name exists already and is in use")
+    if number == errno.EINVAL:
+        return KernelError(operation, number, "an interface of this name exists already and is of another kind")
+    return KernelError(operation, number, hint=hint)
+
+
+class _Descriptor:
+    """What Readiness asks of a socket, for a bare descriptor."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class TunDevice(Packets):
+    """A device that the process holds; closing it removes it from the kernel.
+
+    received, sent, dropped    packets that came out of the kernel, went into it, and were refused by it
+    """
+
+    __slots__ = ("_fd", "_on_close", "dropped", "readiness", "received", "sent")
+
+    BATCH = 64
+    """Packets per `receive`: enough to amortise the wake-up, small enough to stay fair."""
+
+    def __init__(
+        self,
+        fd: int,
+        name: str,
+        mtu: int,
+        medium: Medium = Medium.IP,
+        *,
+        setup: Setup = NO_SETUP,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """Take a non-blocking descriptor of a device; it is ours to close from now on."""
+        super().__init__(name, mtu, medium, setup=setup)
+        self._fd = fd
+        self._on_close = on_close
+        self.readiness = Readiness(cast(socket.socket, _Descriptor(fd)))
+        self.received = 0
+        self.sent = 0
+        self.dropped = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether we have closed it."""
+        return self.readiness.fd < 0
+
+    def check(self) -> None:
+        if not self.closed:
+            try:
+                fcntl.ioctl(self._fd, _TUNGETIFF, bytes(_IFREQ.size))
+            except OSError as exc:
+                raise self._error(exc) from exc
+
+    async def receive(self) -> Sequence[Buffer]:
+        while True:
+            batch = self.receive_now()
+            if batch or self.closed:
+                return batch
+            await self.readiness.readable()
+
+    def receive_now(self) -> list[bytes]:
+        """Return the packets that wait, [] if there are none."""
+        batch: list[bytes] = []
+        if self.closed:
+            return batch
+        fd, read = self._fd, os.read
+        try:
+            while len(batch) < self.BATCH:
+                batch.append(read(fd, _LARGEST))
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as exc:
+            if not batch:
+                raise self._error(exc) from exc
+        self.received += len(batch)
+        return batch
+
+    async def send(self, batch: Sequence[Buffer]) -> None:
+        self.send_now(batch)
+
+    def send_now(self, batch: Sequence[Buffer]) -> None:
+        """Give the kernel packets; it takes them at once or not at all."""
+        if self.closed:
+            raise ConnError("closed by this side")
+        fd, write = self._fd, os.write
+        refused = 0
+        for packet in batch:
+            try:
+                write(fd, packet)
+            except OSError as exc:
+                if exc.errno in _GONE:
+                    raise self._error(exc) from exc
+                refused += 1  # the link is down, no memory, or it is no IP packet
+        self.sent += len(batch) - refused
+        self.dropped += refused
+
+    def _error(self, exc: OSError) -> ConnError:
+        what = "is gone" if exc.errno in _GONE else os.strerror(exc.errno or 0)
+        return ConnError(f"device {self.name} {what}")
+
+    async def aclose(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        if not self.closed:
+            self.readiness.release()
+            if self._on_close is not None:
+                self._on_close()

@@ -1,0 +1,207 @@
+"""One session of a client with its server: packets both ways, registrations, and whether the server still answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from errno import ECONNREFUSED
+
+from ...core.address import ANY
+from ...core.datagrams import Datagram, Datagrams
+from ...core.errors import ConnError
+from ...core.flow import Flow
+from ...core.packets import Packets
+from ...core.sockets import UdpSocket
+from ...core.stream import Buffer
+from ...dataplane.framed import parts
+from . import codec
+from .limits import within
+
+SILENCE = 10.0
+"""Without keep-alive: seconds of packets that are sent and not answered, after which the client registers again."""
+
+TICK = 1.0
+"""Seconds between two looks at the clock."""
+
+_BATCH = 64
+_LARGEST = 65535
+
+
+class Liveness:
+    """Decides when to register, from what has been seen. Pure: the time is an argument.
+
+    period   of the keep-alive in seconds, 0 for none
+    """
+
+    __slots__ = ("_answered", "_due", "_quiet_since", "period", "refused", "unanswered")
+
+    def __init__(self, period: float) -> None:
+        self.period = period
+        self.refused = False
+        """The server's host has said that nobody listens there."""
+        self.unanswered = False
+        """Something has been sent since anything came."""
+        self._due = self._answered = 0.0
+        self._quiet_since: float | None = None
+
+    def begin(self, now: float) -> None:
+        """The session begins, and has just registered."""
+        self._answered = now
+        self._due = now + self.period
+
+    def answered(self, now: float) -> None:
+        """An answer to a registration has come."""
+        self._answered = now
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the next look."""
+        return max(0.0, min(TICK, self._due - now)) if self.period else TICK
+
+    def look(self, now: float) -> bool:
+        """Return whether to register now. Raise ConnError when three periods have passed without an answer.
+
+        # GOST: only answers count there, packets do not.
+        """
+        if self.period and now - self._answered > 3 * self.period:
+            raise ConnError(f"no answer to a registration for {3 * self.period:g}s")
+        register = self.refused
+        self.refused = False
+        if self.period:
+            if now >= self._due:
+                self._due = max(now, self._due + self.period)
+                register = True
+            return register
+        if not self.unanswered:
+            self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = now
+        elif now - self._quiet_since >= SILENCE:
+            self._quiet_since = None
+            self.unanswered = False
+            register = True
+        return register
+
+
+class ClientSession:
+    """Passes packets between a device and an association with the server, which is the caller's to close."""
+
+    def __init__(
+        self, flow: Flow, device: Packets, upstream: Datagrams, registration: bytes, liveness: Liveness
+    ) -> None:
+        self._flow = flow
+        self._device = device
+        self._upstream = upstream
+        self._socket = upstream if isinstance(upstream, UdpSocket) else None
+        self._registration = registration
+        self._liveness = liveness
+        self._target = flow.target or ANY
+        self._turn = asyncio.Lock()
+        """Held while something is written to an association that is not a socket: it takes one writer at a time."""
+        self._loop = asyncio.get_running_loop()
+        liveness.begin(self._loop.time())
+
+    async def register(self) -> None:
+        """Send the registration."""
+        if self._socket is not None:
+            self._send(self._registration)
+            return
+        async with self._turn:
+            await self._upstream.send([Datagram(self._registration, self._target)])
+
+    async def attend(self) -> None:
+        """Register when it is time to. Raise ConnError when the server does not answer any more."""
+        while True:
+            await asyncio.sleep(self._liveness.wait(self._loop.time()))
+            if self._liveness.look(self._loop.time()):
+                await self.register()
+
+    # ---- device to server ----------------------------------------------------------------------
+    async def from_device(self) -> None:
+        """Send what the kernel has routed into the device, until it is closed."""
+        device, liveness, meter = self._device, self._liveness, self._flow.meter
+        shapers = self._flow.shapers.up if self._flow.shapers else ()
+        while batch := await device.receive():
+            if shapers:
+                batch = within(batch, shapers)
+            if self._socket is None:
+                target = self._target
+                async with self._turn:
+                    await self._upstream.send([Datagram(packet, target) for packet in batch])
+            else:
+                socket = self._socket
+                for packet in batch:
+                    if not self._send(packet):
+                        await socket.readiness.writable()
+                        self._send(packet)
+            liveness.unanswered = True
+            meter.up += sum(map(len, batch))
+            if len(batch) >= _BATCH:
+                await asyncio.sleep(0)
+
+    def _send(self, data: Buffer) -> bool:
+        """Send one datagram by the socket; False if it is full. An error concerns one datagram and is no end."""
+        assert self._socket is not None
+        for _ in range(2):
+            try:
+                self._socket.sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError as exc:
+                if self._socket.readiness.fd < 0:
+                    raise ConnError("closed by this side") from exc
+                if exc.errno == ECONNREFUSED:
+                    self._liveness.refused = True
+                    continue  # the error of an earlier datagram; this one has not been sent yet
+            return True
+        return True
+
+    # ---- server to device ----------------------------------------------------------------------
+    async def from_server(self) -> None:
+        """Give the device what the server sends, until it closes."""
+        if self._socket is not None:
+            await self._from_socket(self._socket)
+            return
+        while batch := await self._upstream.receive():
+            await self._deliver([bytes(part) for datagram in batch for part in parts(datagram)])
+
+    async def _from_socket(self, socket: UdpSocket) -> None:
+        receive = socket.sock.recv
+        while True:
+            batch: list[bytes] = []
+            full = False
+            try:
+                while len(batch) < _BATCH:
+                    batch.append(receive(_LARGEST))
+                full = True
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as exc:
+                if socket.readiness.fd < 0:
+                    return
+                self._liveness.refused |= exc.errno == ECONNREFUSED
+                full = True  # the error has taken the place of what may be there
+            if batch:
+                await self._deliver(batch)
+            if full:
+                await asyncio.sleep(0)
+            else:
+                await socket.readiness.readable()
+
+    async def _deliver(self, batch: Sequence[bytes]) -> None:
+        liveness = self._liveness
+        shapers = self._flow.shapers.down if self._flow.shapers else ()
+        packets: list[Buffer] = []
+        size = 0
+        liveness.unanswered = False
+        for packet in batch:
+            if len(packet) <= codec.HEADER:
+                if codec.is_answer(packet):
+                    liveness.answered(self._loop.time())
+                continue
+            if packet[0] >> 4 not in (4, 6) or (shapers and not within((packet,), shapers)):
+                continue
+            size += len(packet)
+            packets.append(packet)
+        if packets:
+            await self._device.send(packets)
+        self._flow.meter.down += size
