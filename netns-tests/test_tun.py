@@ -8,14 +8,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
-from gostnet.testing.clients import echo, echo_datagram
+from gostnet.testing.clients import connect, echo, echo_datagram
 from gostnet.testing.namespaces import Network, Topology, row
 from gostnet.testing.processes import Process, gostnet, run_program
 from gostnet.testing.servers import serving_in_thread
@@ -160,6 +162,69 @@ def test_a_network_behind_a_client(three: Network, daemon: Daemon) -> None:
     daemon(three["server"], "-L", server_url(routes=f"{network}%20{NETS['client'][0]}"))
     daemon(three["gateway"], "-L", client_url(three.address("server")))
     assert ping(three["server"], behind)
+
+
+# ---- masquerade ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("ending", ["TERM", "KILL"])
+def test_masquerade(build: Callable[[Topology], Network], daemon: Daemon, unchanged: Any, ending: str) -> None:
+    """The gateway is the server, and the host behind it knows no way to the tunnel: only the gateway's address."""
+    topology = row("client", "gateway", "server")
+    hosts = tuple(replace(host, forwarding=False) if host.role == "gateway" else host for host in topology.hosts)
+    network = build(replace(topology, hosts=hosts))
+    with netns.inside(network["server"]):
+        for family in ("-4", "-6"):
+            subprocess.run(["ip", family, "route", "del", "default"], check=True)
+    far = [network.address("server", version) for version in (4, 6)]
+    with unchanged(network["gateway"], timeout=5.0):
+        gateway = daemon(network["gateway"], "-L", server_url(masquerade="true"))
+        routes = ",".join(f"{address}/{128 if ':' in address else 32}" for address in far)
+        near = network.address("gateway", 4, "lan0")
+        client = daemon(network["client"], "-L", client_url(near, route=routes))
+        with serving_in_thread(network["server"], far) as servers:
+            for version in (4, 6):
+                assert ping(network["client"], far[version == 6])
+                data = os.urandom(300_000)
+                assert echo(network["client"], servers.endpoint("echo/tcp", version), data) == data
+                seen = servers.witness.all("echo/tcp")[-1].client.host
+                assert seen == network.address("gateway", version, "wan0")
+            # The far host has an MTU of 1500 towards the gateway, and is told that the tunnel's is smaller.
+            with connect(network["client"], servers.endpoint("echo/tcp")) as sock:
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1420 - 40
+            assert _segment_size(network, servers.endpoint("echo/tcp")) <= 1420 - 40
+        client.stop()
+        gateway.send(getattr(signal, f"SIG{ending}"))
+        gateway.wait()
+
+
+def _segment_size(network: Network, target: Endpoint) -> int:
+    """Return the segment size that the far host is offered in a SYN that says more than the tunnel takes."""
+    with netns.inside(network["client"]):
+        # A route of its own makes the client claim a size that only the gateway can know to be too large.
+        words = ["ip", "route", "replace", f"{target.host}/32", "dev", "tun-client", "advmss", "1460"]
+        subprocess.run(words, check=True)
+    with connect(network["client"], target), netns.inside(network["server"]):
+        shown = subprocess.run(["ss", "-tinH", "sport", f"{target.port}"], capture_output=True, text=True, check=True)
+    return max(int(word[4:]) for word in shown.stdout.split() if word.startswith("mss:"))
+
+
+def test_masquerade_beside_a_capture(three: Network, daemon: Daemon, unchanged: Any) -> None:
+    """Both are in the one table of the instance, which a reload of either changes."""
+    capture = {"type": "red", "metadata": {"capture": "lan0", "tproxy": True}}
+    listener = {"type": "tun", "metadata": {"net": net_of("server"), "name": "tun-server", "masquerade": True}}
+    services = [
+        {"name": "capture", "addr": ":12345", "handler": {"type": "red"}, "listener": capture},
+        {"name": "vpn", "addr": f":{PORT}", "handler": {"type": "tun"}, "listener": listener},
+    ]
+    with unchanged(three["gateway"]):
+        process = daemon(three["gateway"], {"services": services})
+        with netns.inside(three["gateway"]):
+            words = ["nft", "list", "table", "inet", "gostnet-default"]
+            table = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        assert "tproxy to :12345" in table
+        assert 'ip saddr 192.168.123.0/24 oifname != "tun-server"' in table
+        assert "ip6 saddr fd00:123::/64" in table
+        assert table.count("tcp option maxseg size set rt mtu") == 2
+        assert process.stop() == 0
 
 
 # ---- the real gost ------------------------------------------------------------------------------------

@@ -91,6 +91,26 @@ class Capture(Resource):
 
 
 @dataclass(frozen=True, slots=True)
+class Masquerade(Resource):
+    """Forwarding for those behind a device: declared by a listener, compiled to the resources below.
+
+    device     what they come by; the TCP that is forwarded through it gets segments that fit
+    networks   whose addresses are hidden behind the host's own where their packets leave by another device
+    """
+
+    kind: ClassVar[str] = "masquerade"
+
+    service: str
+    device: str
+    networks: tuple[str, ...]
+
+    @property
+    def key(self) -> Key:
+        """Service and device."""
+        return (self.kind, self.service, self.device)
+
+
+@dataclass(frozen=True, slots=True)
 class Sysctl(Resource):
     """A setting under /proc/sys, named with dots; a dot within an interface's name is written `/`, as sysctl(8) does.
 

@@ -19,7 +19,7 @@ from ..core.flow import Flow
 from ..core.options import CommaList, opt
 from ..core.packets import IPInterface, IPNetwork, Packets, Setup, Way
 from ..core.registry import register
-from ..core.resources import Address, Link, Resource, Route
+from ..core.resources import Address, Link, Masquerade, Resource, Route
 from ..core.sockets import ListenOptions, UdpSocket, listen_udp
 from ..core.tasks import in_thread
 from ..dataplane.tun_device import Backend, TunDevice, open_device
@@ -51,6 +51,11 @@ class TunOptions:
     router: str = opt("", "Name of a router whose routes choose among peers.", aliases=("tun.router",))
     dns: CommaList = opt([], "Name servers of the device, for systemd-resolved.", aliases=("tun.dns",))
     guid: str = opt("", "Accepted for compatibility: GOST uses it on Windows only.", aliases=("tun.guid",))
+    masquerade: bool = opt(
+        False,
+        "Forward what peers send to other networks, with this host's address as its source.",
+        aliases=("tun.masquerade",),
+    )
     backend: str = opt(
         "ioctl",
         "What opens the device: gostnet itself, or python-pytun.",
@@ -131,6 +136,9 @@ class TunSource(Source[Packets]):
         if context.forwards and not self._setup.addresses:
             # GOST: the client gives up at once, since it would have nothing to register.
             raise ConfigError(f"{path}.net", "a client needs at least one address of its own", code="tun.net")
+        self._masquerade = options.masquerade
+        if options.masquerade and not self._setup.addresses:
+            raise ConfigError(f"{path}.masquerade", "needs `net`: its networks are what is masqueraded", code="tun.net")
         self._mtu = options.mtu if options.mtu > 0 else DEFAULT_MTU
         self._backend: Backend = "pytun" if options.backend == "pytun" else "ioctl"
         self._dns = tuple(options.dns)
@@ -171,7 +179,12 @@ class TunSource(Source[Packets]):
 
     def resources(self) -> Sequence[Resource]:
         """Return the device's state, addresses and routes; before it is open, of the name it is likely to get."""
-        return device_resources(self._name or "tun0", self._mtu, self._setup)
+        name = self._name or "tun0"
+        resources = device_resources(name, self._mtu, self._setup)
+        if self._masquerade:
+            networks = dict.fromkeys(str(address.network) for address in self._setup.addresses)
+            resources.append(Masquerade(self._context.service, name, tuple(networks)))
+        return resources
 
     async def accept(self) -> Sequence[tuple[Flow, Packets]]:
         """Return the device; after that wait until it has to be made anew. Raise AcceptError when it is gone."""

@@ -15,6 +15,10 @@ from typing import Literal, NamedTuple
 NESTED = 0x8000
 TCP, UDP = 6, 17
 _PROTOCOLS = {TCP: "tcp", UDP: "udp"}
+_RT_TCPMSS = 3
+_TO_NETWORK_ORDER = 1
+_TCP_OPTION = 1
+_MAXSEG = 2
 
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_NFPROTO, _META_L4PROTO = 3, 6, 7, 15, 16
@@ -114,9 +118,10 @@ def enters_by(interface: str) -> Term:
     return Term(f'iifname "{interface}"', _meta(_META_IIFNAME) + _compare(interface.encode().ljust(16, b"\0")))
 
 
-def leaves_by(interface: str) -> Term:
-    """Match packets by the name of the interface they will leave by."""
-    return Term(f'oifname "{interface}"', _meta(_META_OIFNAME) + _compare(interface.encode().ljust(16, b"\0")))
+def leaves_by(interface: str, *, negate: bool = False) -> Term:
+    """Match packets by the name of the interface they will leave by, or those that leave by another."""
+    code = _meta(_META_OIFNAME) + _compare(interface.encode().ljust(16, b"\0"), negate=negate)
+    return Term(f'oifname {"!= " if negate else ""}"{interface}"', code)
 
 
 def mark(number: int, mask: int, *, negate: bool = False) -> Term:
@@ -167,10 +172,19 @@ def address_in(side: Literal["saddr", "daddr"], version: int, set_name: str, *, 
     return Term(f"{text} {'!= ' if negate else ''}@{set_name}", code + _lookup(set_name, negate=negate))
 
 
+def source_within(network: str) -> Term:
+    """Match packets of the network's IP version from a source within it."""
+    return _within(network, "saddr")
+
+
 def destination_within(network: str) -> Term:
     """Match packets of the network's IP version to a destination within it."""
+    return _within(network, "daddr")
+
+
+def _within(network: str, side: Literal["saddr", "daddr"]) -> Term:
     net = ip_network(network)
-    text, code = _address(net.version, "daddr")
+    text, code = _address(net.version, side)
     return Term(f"{text} {net}", code + _bits(net.netmask.packed) + _compare(net.network_address.packed))
 
 
@@ -252,6 +266,23 @@ def _target(address: str) -> tuple[str, int, bytes, str]:
     if parsed.version == 4:
         return "ip", 2, parsed.packed, str(parsed)
     return "ip6", 10, parsed.packed, f"[{parsed}]"
+
+
+def masquerade() -> Term:
+    """Change the source to the address of the interface that the packet leaves by."""
+    return Term("masquerade", _expression("masq"))
+
+
+def clamp_segments() -> Term:
+    """Lower the segment size in a SYN to what the MTU of the route, and of that of the way back, lets through.
+
+    Register 1 holds it in the host's order, the option is written at its offset 2 (RFC 9293 section 3.2).
+    """
+    syn = _meta(_META_L4PROTO) + _compare(bytes([TCP])) + _payload(_TRANSPORT_HEADER, 13, 1)
+    code = syn + _bits(b"\x06") + _compare(b"\x02") + _expression("rt", u32(1, 1), u32(2, _RT_TCPMSS))
+    code += _expression("byteorder", u32(1, 1), u32(2, 1), u32(3, _TO_NETWORK_ORDER), u32(4, 2), u32(5, 2))
+    code += _expression("exthdr", u32(7, 1), tlv(2, bytes([_MAXSEG])), u32(3, 2), u32(4, 2), u32(6, _TCP_OPTION))
+    return Term("tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu", code)
 
 
 def accept() -> Term:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol
 
 from gostnet.core.errors import KernelError
-from gostnet.core.resources import FIRST_TABLE, SLOTS, Capture, Key, Resource
+from gostnet.core.resources import FIRST_TABLE, SLOTS, Capture, Key, Masquerade, NftTable, Resource
 
 from . import netns as namespaces
 from . import watch
@@ -33,6 +33,7 @@ from .journal import (
     state_directory,
 )
 from .live import LiveKernel
+from .masquerade import statements_of, sysctls_of
 from .plan import Change, Held, Step, change_of, fold, inverse, perform, plan, undo
 from .recovery import InspectableKernel, is_of
 
@@ -170,12 +171,27 @@ class Provisioner:
     # -- steps --
     def _plan(self, desired: Sequence[Resource], held: Mapping[Key, Held]) -> list[Step]:
         captures = tuple(item for item in desired if isinstance(item, Capture))
-        arguments = (captures, self._slot, bool(captures) and self._kernel.has_ipv6())
+        masquerades = tuple(item for item in desired if isinstance(item, Masquerade))
+        arguments = (captures, masquerades, self._slot, bool(captures) and self._kernel.has_ipv6())
         if self._compiled is None or self._compiled[0] != arguments:  # apply begins with a plan
-            resources = compile_captures(captures, instance=self.instance, slot=self._slot, ipv6=arguments[2])
-            self._compiled = (arguments, resources)
-        rest = [item for item in desired if not isinstance(item, Capture)]
+            resources = compile_captures(captures, instance=self.instance, slot=self._slot, ipv6=arguments[3])
+            self._compiled = (arguments, self._with_masquerades(resources, masquerades))
+        rest = [item for item in desired if not isinstance(item, Capture | Masquerade)]
         return plan([*rest, *self._compiled[1]], held, self._kernel)
+
+    def _with_masquerades(
+        self, resources: tuple[Resource, ...], wanted: tuple[Masquerade, ...]
+    ) -> tuple[Resource, ...]:
+        """Add the masquerades' sysctls, and their rules to the one table that the instance has."""
+        if not wanted:
+            return resources
+        content = statements_of(wanted)
+        others = [item for item in resources if not isinstance(item, NftTable)]
+        for item in resources:
+            if isinstance(item, NftTable):
+                content = (*item.content, *content)
+        table = NftTable(table_name(self.instance), content, note=f"slot {self._slot}")
+        return (*sysctls_of(wanted), *others, table)
 
     def _step(self, journal: Journal, step: Step) -> None:
         if step.verb == "keep":

@@ -100,7 +100,13 @@ class MemoryDevice(Packets):
 
 @asynccontextmanager
 async def server(
-    device: MemoryDevice, users: Authenticator | None = None, *, port: int = 0, host: str = "127.0.0.1", **options: Any
+    device: MemoryDevice,
+    users: Authenticator | None = None,
+    *,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    egress: Egress | None = None,
+    **options: Any,
 ) -> AsyncIterator[Endpoint]:
     """Serve the device; yield the address at which peers reach it."""
     if "passphrase" in options:
@@ -111,7 +117,7 @@ async def server(
     handler = TunHandler(TunHandler.Options(**options), HandlerContext(service="tun", authenticator=users))
     scope = Scope("server")
     try:
-        task = scope.start(handler.handle(Flow("", ANY, address, "udp"), device, router()), "server")
+        task = scope.start(handler.handle(Flow("", ANY, address, "udp"), device, egress or router()), "server")
         yield address
         assert not task.done(), "the server has ended"
     finally:

@@ -11,7 +11,7 @@ import pytest
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagrams
 from gostnet.core.errors import ConnError, DialRefused
-from gostnet.core.flow import Flow
+from gostnet.core.flow import Flow, Shapers
 from gostnet.core.sockets import open_udp
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import run
@@ -21,7 +21,7 @@ from gostnet.protocols.tun import client as client_module
 from gostnet.protocols.tun import codec, handler
 from gostnet.protocols.tun.client import Liveness
 
-from ..vectors import PATIENCE, UdpPeer, load, replay_server
+from ..vectors import PATIENCE, UdpPeer, load, replay_server, router
 from .kit import MemoryDevice, client, packet4, packet6, server, setup, silent
 
 ANSWER = codec.encode_answer("127.0.0.1")
@@ -150,6 +150,67 @@ def test_rubbish_does_no_harm() -> None:
                 device.put(packet4("192.168.0.1", "192.168.0.2"))
                 assert (await peer.receive())[0] == packet4("192.168.0.1", "192.168.0.2")
                 assert device.untouched
+
+    run(main())
+
+
+class Budget:
+    """A limit that never refills."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def take(self, wanted: int) -> int:
+        granted = min(wanted, self.left)
+        self.left -= granted
+        return granted
+
+    def give_back(self, unused: int) -> None:
+        self.left += unused
+
+    def delay(self) -> float:
+        return 1.0
+
+
+class Limit:
+    """Gives every flow these budgets."""
+
+    def __init__(self, up: int, down: int) -> None:
+        self.up, self.down = Budget(up), Budget(down)
+
+    def shape(self, flow: Flow, into: Shapers) -> None:
+        into.up.append(self.up)
+        into.down.append(self.down)
+
+
+def test_packets_over_the_services_limits_are_dropped_whole_in_both_roles() -> None:
+    """Up is what leaves the device."""
+    large, small = (packet4("192.168.0.1", "192.168.0.2", bytes(size)) for size in (100, 10))
+    to_device = [packet4("192.168.0.2", "192.168.0.1", bytes(size)) for size in (100, 10)]
+
+    async def main() -> None:
+        device, limit = MemoryDevice(setup("192.168.0.1/24")), Limit(50, 50)
+        async with server(device, egress=router(traffic=[limit])) as address:
+            with UdpPeer() as peer:
+                await register(peer, address, "192.168.0.2")
+                device.put(large)
+                device.put(small)
+                assert (await peer.receive())[0] == small
+                for packet in to_device:
+                    await peer.send(packet, address)
+                assert await device.taken() == to_device[1]
+                assert (limit.up.left, limit.down.left) == (20, 20)
+        device, limit = MemoryDevice(setup("192.168.0.1/24")), Limit(50, 50)
+        with UdpPeer() as peer:
+            async with client(device, peer.address, router(traffic=[limit])):
+                _, source = await peer.receive()
+                device.put(large)
+                device.put(small)
+                assert (await peer.receive())[0] == small
+                for packet in to_device:
+                    await peer.send(packet, source)
+                assert await device.taken() == to_device[1]
+                assert (limit.up.left, limit.down.left) == (20, 20)
 
     run(main())
 
