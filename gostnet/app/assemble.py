@@ -468,7 +468,7 @@ class Assembler:
         return TlsLayer.for_server(section, self._certificates, path)
 
     def _client_tls(self, section: schema.TLS | None, path: str) -> Layer:
-        return TlsLayer.for_client(section, path)
+        return TlsLayer.for_client(section, path, certificates=self._certificates)
 
     def _component(self, kind: Any, name: str, path: str) -> Any:
         try:

@@ -159,15 +159,13 @@ def _parse(verb: str, argv: list[str]) -> Invocation:
                 values[_TEXTS.get(flag) or _OWN_TEXTS[flag]] = text
         else:
             raise UsageError(f"flag provided but not defined: {word.partition('=')[0]}{_suggest(flag)}")
-    if words and verb != "lab":
+    if words:
         # GOST passes over the rest of the line, a forgotten -F included, and sends traffic another way than meant.
         raise UsageError(f"{words[0]!r} is not a flag; everything after it would be ignored")
-    return _invocation(verb, lists, values, tuple(words))
+    return _invocation(verb, lists, values)
 
 
-def _invocation(
-    verb: str, lists: dict[str, list[str]], values: dict[str, str | bool | float], words: tuple[str, ...]
-) -> Invocation:
+def _invocation(verb: str, lists: dict[str, list[str]], values: dict[str, str | bool | float]) -> Invocation:
     def text(name: str, default: str = "") -> str:
         return str(values.get(name, default))
 
@@ -194,7 +192,6 @@ def _invocation(
         json=switch("json"),
         strict=switch("strict"),
         lenient=switch("lenient"),
-        words=words,
     )
 
 

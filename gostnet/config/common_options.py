@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..core.options import Bytes, CommaList, Seconds, group, opt
+from ..core.resources import MARK_MASK
 from . import patterns
-
-MARK_MASK: Final = 0x03000000
-"""Bits of the socket mark that are ours: own sockets and diverted packets. No user's mark may touch them."""
 
 
 def mark_problem(mark: int) -> str:

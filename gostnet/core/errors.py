@@ -53,12 +53,6 @@ class PolicyDenied(GostnetError):
     code = "denied"
 
 
-class AdmissionDenied(PolicyDenied):
-    """The client's address is not admitted."""
-
-    code = "denied.admission"
-
-
 class AuthDenied(PolicyDenied):
     """The credentials are missing or wrong."""
 

@@ -323,18 +323,18 @@ class deadline:
     await on entry and exit.
     """
 
-    __slots__ = ("_entry", "_queue", "_seconds")
+    __slots__ = ("_entry", "_queue", "seconds")
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._entry: _Entry | None = None
 
     def __enter__(self) -> deadline:
-        if self._seconds > 0:
+        if self.seconds > 0:
             hub = current_hub()
-            queue = hub.deadlines.get(self._seconds)
+            queue = hub.deadlines.get(self.seconds)
             if queue is None:
-                queue = hub.deadlines[self._seconds] = _Queue(hub.loop, self._seconds)
+                queue = hub.deadlines[self.seconds] = _Queue(hub.loop, self.seconds)
             task = hub.fiber or asyncio.current_task()
             self._queue = queue
             self._entry = queue.add(task)
@@ -350,4 +350,4 @@ class deadline:
         task, entry.task = entry.task, None
         self._queue.prune()
         if entry.expired and task.uncancel() <= 0 and kind is asyncio.CancelledError:
-            raise TimeoutError(f"{self._seconds:g}s have passed") from error
+            raise TimeoutError(f"{self.seconds:g}s have passed") from error

@@ -38,7 +38,6 @@ class Hub:
         "deadlines",
         "fiber",
         "loop",
-        "wakeups",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,7 +51,6 @@ class Hub:
         self._closed: set[int] = set()
         self._ready: deque[Callable[[], object]] = deque()
         self._running_ready = False
-        self.wakeups = 0
         loop.add_reader(self._epoll.fileno(), self._drain)
 
     def register(self, fd: int, on_events: OnEvents) -> None:
@@ -89,7 +87,6 @@ class Hub:
         _hubs.pop(self.loop, None)
 
     def _drain(self) -> None:
-        self.wakeups += 1
         closed = self._closed
         closed.clear()
         callbacks = self._callbacks

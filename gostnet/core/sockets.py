@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ECONNREFUSED
 from select import EPOLLERR, EPOLLHUP
 
 from .address import ANY, Endpoint, parse_ip
 from .datagrams import Datagram, Datagrams
-from .errors import ConfigError, ConnError, DialTimeout, KernelError, conn_error, dial_error
+from .errors import ConfigError, ConnError, KernelError, conn_error, dial_error
 from .fiber import Fiber, Waker, suspend
 from .hub import READABLE, WRITABLE, Hub, OnEvents, current_hub
 from .stream import CHUNK, Buffer, Stream
@@ -407,40 +406,12 @@ class UdpSocket(Datagrams):
 
 
 # ---- making sockets -----------------------------------------------------------------------------
-@contextmanager
-def _in_netns(path: str) -> Iterator[None]:
-    """Run the body with this thread in the network namespace at `path`; no await may happen inside."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            there = os.open(path if path.startswith("/") else f"/run/netns/{path}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as exc:
-            raise KernelError(f"network namespace {path!r}", exc.errno or 0) from exc
-        try:
-            _setns(there)
-            try:
-                yield
-            finally:
-                _setns(home)
-        finally:
-            os.close(there)
-    finally:
-        os.close(home)
-
-
-def _setns(fd: int) -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, 0x40000000):
-        code = ctypes.get_errno()
-        raise KernelError("setns", code, hint="CAP_SYS_ADMIN is needed to enter a network namespace")
-
-
 def make_socket(family: int, kind: int, netns: str = "", proto: int = 0) -> socket.socket:
     """Make a non-blocking socket, in the network namespace `netns` (a name or a path) if given."""
     if netns:
-        with _in_netns(netns):
+        from .netns import inside  # brings ctypes along, which only services in another namespace need
+
+        with inside(netns):
             return socket.socket(family, kind | _NONBLOCK, proto)
     return socket.socket(family, kind | _NONBLOCK, proto)
 
@@ -505,6 +476,17 @@ def _bound(address: Endpoint, kind: int, options: ListenOptions) -> socket.socke
     except BaseException:
         sock.close()
         raise
+
+
+def is_own_address(host: str) -> bool:
+    """Tell whether an IP address is this machine's: only such a one can be bound without IP_TRANSPARENT."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 def set_transparent(sock: socket.socket) -> None:
@@ -659,21 +641,3 @@ def open_udp(target: Endpoint | None, options: DialOptions = PLAIN) -> UdpSocket
     except BaseException:
         sock.close()
         raise
-
-
-__all__ = [
-    "DEFAULT_KEEPALIVE",
-    "PLAIN",
-    "DialOptions",
-    "DialTimeout",
-    "Keepalive",
-    "ListenOptions",
-    "SocketStream",
-    "UdpSocket",
-    "connect_tcp",
-    "listen_tcp",
-    "listen_udp",
-    "make_socket",
-    "open_udp",
-    "set_transparent",
-]

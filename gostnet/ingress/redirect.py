@@ -13,7 +13,7 @@ from ..core.flow import Flow
 from ..core.options import group, opt
 from ..core.registry import register
 from ..core.resources import Resource
-from ..core.sockets import SocketStream
+from ..core.sockets import SocketStream, is_own_address
 from ..pipeline.transport import Listener, ListenerContext
 from ..transports.tcp import TcpOptions, TcpSource
 from .capture import CaptureOptions, CaptureRequest
@@ -46,7 +46,7 @@ class RedSource(TcpSource):
         """Find out where the connection was going. A flow that came straight to our own port has no target."""
         flow = super().flow_of(stream, client)
         target = flow.ingress if self._tproxy else original_destination(stream.sock)
-        if target is None or (target.port == self.address.port and _is_local(target.host)):
+        if target is None or (target.port == self.address.port and is_own_address(target.host)):
             flow.reason = "not a captured connection: it was made to the listener itself"
         else:
             flow.target = target
@@ -74,17 +74,6 @@ def original_destination(sock: socket.socket) -> Endpoint | None:
         return Endpoint(socket.inet_ntop(socket.AF_INET6, packed), port)
     except OSError:
         return None
-
-
-def _is_local(host: str) -> bool:
-    """Whether `host` is an address of this machine: only such a one can be bound without IP_TRANSPARENT."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-    return True
 
 
 class RedListener:

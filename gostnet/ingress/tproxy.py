@@ -22,7 +22,7 @@ from ..core.flow import Flow
 from ..core.options import Bytes, Seconds, group, opt
 from ..core.registry import register
 from ..core.resources import MARK_OWN, Resource
-from ..core.sockets import ListenOptions, Readiness, enlarge_buffers, listen_udp, make_socket
+from ..core.sockets import ListenOptions, Readiness, enlarge_buffers, is_own_address, listen_udp, make_socket
 from ..dataplane.sessions import Session, Sessions
 from ..pipeline.transport import Listener, ListenerContext, Source
 from ..wire.ip import ipv4_packets, ipv6_packets, udp_payload
@@ -177,7 +177,7 @@ class ReduSource(Source[Session[Pair]]):
                 if session is None:
                     session = self._begin(sessions, client, target)
                     flow = Flow("", client, self.address, "udp", target)
-                    if target.port == self.address.port and self._is_ours(target):
+                    if target.port == self.address.port and is_own_address(target.host):
                         flow.target = None
                         flow.reason = "not a captured datagram: it was sent to the listener itself"
                     fresh.append((flow, session))
@@ -195,16 +195,6 @@ class ReduSource(Source[Session[Pair]]):
                 sender.send(target, client, bytes(datagram.data))
 
         return sessions.open((client, target), client, target, answer)
-
-    @staticmethod
-    def _is_ours(target: Endpoint) -> bool:
-        family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind((target.host, 0))
-            except OSError:
-                return False
-        return True
 
     @staticmethod
     def _receive(sock: socket.socket) -> list[tuple[bytes, Endpoint, Endpoint]]:

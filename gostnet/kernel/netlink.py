@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 from gostnet.core.errors import KernelError
 from gostnet.core.resources import Address, Link, Route, Rule
@@ -80,7 +80,7 @@ _NO_DAD = 0x02
 Attributes: TypeAlias = dict[int, bytes]
 
 
-class RouteNetlink:
+class RouteSocket:
     """An rtnetlink socket in one network namespace. A context manager."""
 
     __slots__ = ("_sequence", "_socket")
@@ -95,11 +95,17 @@ class RouteNetlink:
         """Close the socket. Idempotent."""
         self._socket.close()
 
-    def __enter__(self) -> RouteNetlink:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class RouteNetlink(RouteSocket):
+    """Rules, routes, links and addresses, as resources."""
+
+    __slots__ = ()
 
     # -- rules --
     def rules(self) -> list[Rule]:

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from gostnet.core.errors import DialUnreachable, KernelError
 
-from . import netns
+from .netlink import RouteSocket
 
 RouteType: TypeAlias = Literal["unicast", "local", "broadcast", "anycast", "multicast", "other"]
 
@@ -59,26 +59,10 @@ class FoundRoute:
     prefix: int = 0
 
 
-class RouteLookup:
-    """A socket for look-ups in one network namespace. A context manager."""
+class RouteLookup(RouteSocket):
+    """A socket for look-ups in one network namespace."""
 
-    __slots__ = ("_sequence", "_socket")
-
-    def __init__(self, place: netns.Place = None) -> None:
-        """Open a socket in a namespace, by default the thread's. Raise KernelError."""
-        self._socket = netns.socket_in(place, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._socket.bind((0, 0))
-        self._sequence = 0
-
-    def close(self) -> None:
-        """Close the socket. Idempotent."""
-        self._socket.close()
-
-    def __enter__(self) -> RouteLookup:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    __slots__ = ()
 
     def get(
         self, destination: str, *, mark: int = 0, device: int = 0, uid: int | None = None, matched: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 from ..core.contracts import Authenticator, Layer
@@ -68,13 +69,20 @@ def _now() -> float:
     return current_hub().loop.time()
 
 
-async def handshake_deadline(seconds: float, work: Awaitable[None]) -> None:
-    """Run a handler's dialogue under its deadline. Raise ProtocolError when it passes."""
-    try:
-        with deadline(seconds):
-            await work
-    except TimeoutError as exc:
-        raise ProtocolError(f"no request within {seconds:g}s") from exc
+class request_deadline(deadline):
+    """`with request_deadline(seconds):` around a dialogue: raise ProtocolError when the client takes longer."""
+
+    __slots__ = ()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+            if isinstance(error, TimeoutError):
+                raise error
+        except TimeoutError as exc:
+            raise ProtocolError(f"no request within {self.seconds:g}s") from exc
 
 
 async def forward(

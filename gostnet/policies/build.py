@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from ..config.schema import (
     Admission,
@@ -42,6 +42,7 @@ from .resolver import DNSResolver
 from .threads import Threads
 
 T = TypeVar("T")
+R_contra = TypeVar("R_contra", contravariant=True)
 
 LOADER_THREADS: Final = 4
 
@@ -296,40 +297,42 @@ def _server(section: Nameserver, build: Build, ways: Ways) -> NameServer | None:
 # ---- limiters -----------------------------------------------------------------------------------
 def build_limiters(config: Config, build: Build) -> dict[str, traffic.TrafficLimits]:
     """Return the bandwidth limiters by name."""
-    made = {}
-    for section in _named(config.limiters):
-        entries = _limits(section)
-        rules, problems = traffic.compile_traffic(entries)
-        build.problems += problems
-        limiter = made[section.name] = traffic.TrafficLimits(rules, build.clock)
-        compile = partial(_compile, traffic.compile_traffic, entries)
-        _watch("limiter", section, build, compile, limiter.replace)
-    return made
+    make = partial(traffic.TrafficLimits, clock=build.clock)
+    return _limiters("limiter", config.limiters, build, traffic.compile_traffic, make)
 
 
 def build_climiters(config: Config, build: Build) -> dict[str, limits.ConnectionLimits]:
     """Return the connection limiters by name."""
-    made = {}
-    for section in _named(config.climiters):
-        entries = _limits(section)
-        rules, problems = limits.compile_connections(entries)
-        build.problems += problems
-        limiter = made[section.name] = limits.ConnectionLimits(rules)
-        compile = partial(_compile, limits.compile_connections, entries)
-        _watch("climiter", section, build, compile, limiter.replace)
-    return made
+    return _limiters("climiter", config.climiters, build, limits.compile_connections, limits.ConnectionLimits)
 
 
 def build_rlimiters(config: Config, build: Build) -> dict[str, limits.RateLimits]:
     """Return the limiters of requests by name."""
+    make = partial(limits.RateLimits, clock=build.clock)
+    return _limiters("rlimiter", config.rlimiters, build, limits.compile_rates, make)
+
+
+class _Replaceable(Protocol[R_contra]):
+    def replace(self, rules: R_contra) -> None: ...
+
+
+L = TypeVar("L", bound=_Replaceable[Any])
+
+
+def _limiters(
+    kind: str,
+    sections: Sequence[Limiter],
+    build: Build,
+    compile: Callable[[Sequence[Entry]], tuple[T, list[Problem]]],
+    make: Callable[[T], L],
+) -> dict[str, L]:
     made = {}
-    for section in _named(config.rlimiters):
+    for section in _named(sections):
         entries = _limits(section)
-        rules, problems = limits.compile_rates(entries)
+        rules, problems = compile(entries)
         build.problems += problems
-        limiter = made[section.name] = limits.RateLimits(rules, build.clock)
-        compile = partial(_compile, limits.compile_rates, entries)
-        _watch("rlimiter", section, build, compile, limiter.replace)
+        limiter = made[section.name] = make(rules)
+        _watch(kind, section, build, partial(_compile, compile, entries), limiter.replace)
     return made
 
 

@@ -19,12 +19,11 @@ from ...core.options import Bytes, Seconds, opt
 from ...core.registry import component
 from ...core.sockets import SocketStream
 from ...core.stream import Stream
-from ...core.tasks import deadline
 from ...dataplane.framed import LengthDatagrams, TunDatagrams
 from ...dataplane.opening import Opening
 from ...dataplane.pump import Filter, pump
 from ...pipeline.forwarding import NoTarget, reach_target
-from ...pipeline.handler import HandlerContext, relay_with
+from ...pipeline.handler import HandlerContext, relay_with, request_deadline
 from ...pipeline.router import ServiceRouter
 from .codec import Command, Network, Request, Status, encode_response, read_request
 
@@ -77,11 +76,8 @@ class RelayHandler:
 
     async def handle(self, flow: Flow, conn: Stream, egress: Egress) -> None:
         """Read the request and do what it asks. Every refusal is answered, then raised for the record."""
-        try:
-            with deadline(self._read_timeout):
-                request = await run_handshake(conn, read_request())
-        except TimeoutError as exc:
-            raise ProtocolError(f"no request within {self._read_timeout:g}s") from exc
+        with request_deadline(self._read_timeout):
+            request = await run_handshake(conn, read_request())
         context = self._context
         if context.authenticator is not None:
             user, password = request.credentials or ("", "")

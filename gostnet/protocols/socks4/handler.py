@@ -12,8 +12,7 @@ from ...core.options import Seconds, opt
 from ...core.registry import component
 from ...core.sockets import SocketStream
 from ...core.stream import Stream
-from ...core.tasks import deadline
-from ...pipeline.handler import HandlerContext, relay_with
+from ...pipeline.handler import HandlerContext, relay_with, request_deadline
 from .codec import CONNECT, Code, encode_reply, read_request
 
 GRANTED = encode_reply(Code.GRANTED)
@@ -40,11 +39,8 @@ class Socks4Handler:
 
     async def handle(self, flow: Flow, conn: Stream, egress: Egress) -> None:
         """Read the request, connect, reply, relay. Every refusal is replied to, then raised for the record."""
-        try:
-            with deadline(self._read_timeout):
-                request = await run_handshake(conn, read_request())
-        except TimeoutError as exc:
-            raise ProtocolError(f"no request within {self._read_timeout:g}s") from exc
+        with request_deadline(self._read_timeout):
+            request = await run_handshake(conn, read_request())
         if self._context.authenticator is not None and not self._context.authenticate(flow, request.userid, ""):
             await _refuse(conn, Code.BAD_USERID)
             raise AuthDenied(f"user id {request.userid[:64]!r} is not accepted")

@@ -20,11 +20,11 @@ from ...core.options import Bytes, Seconds, opt
 from ...core.registry import component
 from ...core.sockets import ListenOptions, SocketStream, UdpSocket, listen_udp
 from ...core.stream import Stream
-from ...core.tasks import deadline, first_done
+from ...core.tasks import first_done
 from ...dataplane.framed import TunDatagrams
 from ...dataplane.pump import Filter, pump
 from ...pipeline.direct import Direct
-from ...pipeline.handler import HandlerContext, relay_with
+from ...pipeline.handler import HandlerContext, relay_with, request_deadline
 from ...pipeline.node import resolved
 from ...pipeline.router import ServiceRouter
 from .associate import ClientDatagrams, Lookup, until_end
@@ -104,17 +104,14 @@ class Socks5Handler:
         answer = partial(self._authenticate, flow) if authenticates else None
         client = conn
         try:
-            try:
-                with deadline(self._read_timeout):
-                    request = await run_handshake(
-                        conn, serve(authenticates=authenticates, tls=self._tls is not None), answer
-                    )
-                    if isinstance(request, Method):
-                        assert self._tls is not None
-                        client = await self._tls.server(flow, conn)
-                        request = await run_handshake(client, serve_request(authenticates=authenticates), answer)
-            except TimeoutError as exc:
-                raise ProtocolError(f"no request within {self._read_timeout:g}s") from exc
+            with request_deadline(self._read_timeout):
+                request = await run_handshake(
+                    conn, serve(authenticates=authenticates, tls=self._tls is not None), answer
+                )
+                if isinstance(request, Method):
+                    assert self._tls is not None
+                    client = await self._tls.server(flow, conn)
+                    request = await run_handshake(client, serve_request(authenticates=authenticates), answer)
             if request.command == Command.CONNECT:
                 await self._connect(flow, client, request.target, egress)
             else:
