@@ -1,0 +1,137 @@
+"""What the assembling of a configuration shares: its named objects, how references to them are resolved, TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ..config import schema
+from ..config.common_options import SocketOptions
+from ..core.contracts import Bypass, Layer, Resolver
+from ..core.errors import ConfigError, Unavailable
+from ..core.log import Logger
+from ..core.options import Problem, bind_options
+from ..core.registry import Catalog
+from ..core.sockets import PLAIN, DialOptions
+from ..pipeline.direct import Direct
+from ..policies.build import Build, Ways, build_bypasses, build_hosts, build_resolvers
+from ..policies.bypass import combine
+from ..transports.certificates import Certificates
+from ..transports.tls import TlsLayer
+from .dialing import dial_options
+
+T = TypeVar("T")
+
+
+class Parts:
+    """The named objects of one configuration that services and nodes refer to alike.
+
+    own_mark    ORed into the mark of every socket of ours, 0 where nothing is captured
+    direct      the way out of who has no interface, mark or namespace of its own
+    """
+
+    def __init__(
+        self,
+        config: schema.Config,
+        catalog: Catalog,
+        system: Resolver,
+        log: Logger,
+        *,
+        own_mark: int = 0,
+        lenient: bool = False,
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.system = system
+        self.own_mark = own_mark
+        self.lenient = lenient
+        self._catalog = catalog
+        plain: Sequence[DialOptions] = dial_options("", 0, "", own_mark) if own_mark else (PLAIN,)
+        self.direct = Direct(system, plain)
+        self._certificates = Certificates(config.tls)
+        self.verifying = Lazy(lambda: self.client_tls(schema.TLS(secure=True), "tls"))
+        self.build = Build(resolver=system, report=log.warn, options=plain[0], tls=self.verifying)
+        self._bypasses = build_bypasses(config, self.build)
+        self.hosts = build_hosts(config, self.build)
+        self.resolvers: Mapping[str, Resolver] = {}
+
+    def make_resolvers(self, way: Ways) -> None:
+        """Make the resolvers, whose servers are asked by the ways out that `way` gives."""
+        self.resolvers = build_resolvers(self.config, self.build, way)
+
+    def named(self, table: Mapping[str, T], name: str, path: str, what: str) -> T | None:
+        """Return the object called `name`, None for "". Raise ConfigError for a name that nothing bears."""
+        if not name:
+            return None
+        found = table.get(name)
+        if found is None and not self.lenient:
+            raise ConfigError(path, f"there is no {what} {name!r}", code="config.dangling")
+        return found
+
+    def all_named(
+        self, table: Mapping[str, T], one: str, many: Sequence[str], path: str, keys: tuple[str, str], what: str
+    ) -> list[T]:
+        """Return the objects that the keys `keys` of the section at `path` name. Raise ConfigError."""
+        names = [(one, f"{path}.{keys[0]}")] if one else []
+        names += [(name, f"{path}.{keys[1]}[{index}]") for index, name in enumerate(many)]
+        found = (self.named(table, name, where, what) for name, where in names)
+        return [item for item in found if item is not None]
+
+    def bypass(self, section: schema.Service | schema.Hop | schema.Node | schema.ForwardNode) -> Bypass | None:
+        """Return the bypasses that a section names, as one."""
+        found = self.all_named(
+            self._bypasses, section.bypass, section.bypasses, section.path, ("bypass", "bypasses"), "bypass"
+        )
+        return combine(found)
+
+    def server_tls(self, section: schema.TLS | None, path: str) -> Layer:
+        """Return the server side of TLS. Raise ConfigError."""
+        return TlsLayer.for_server(section, self._certificates, path)
+
+    def client_tls(self, section: schema.TLS | None, path: str) -> Layer:
+        """Return the client side of TLS. Raise ConfigError."""
+        return TlsLayer.for_client(section, path, certificates=self._certificates)
+
+    def component(self, kind: Any, name: str, path: str) -> Any:
+        """Return the class behind a component's name. Raise ConfigError or Unavailable."""
+        try:
+            return self._catalog.of(kind).get(name, f"{path}.type")
+        except Unavailable as exc:
+            raise Unavailable(f"{path}.type: {exc}") from exc
+
+
+class Lazy:
+    """A TLS layer that is made when a peer first asks for it: most services never do."""
+
+    def __init__(self, make: Callable[[], Layer]) -> None:
+        self._make = make
+        self._layer: Layer | None = None
+
+    def _get(self) -> Layer:
+        if self._layer is None:
+            self._layer = self._make()
+        return self._layer
+
+    async def server(self, flow: Any, below: Any) -> Any:
+        """Run the server side."""
+        return await self._get().server(flow, below)
+
+    async def client(self, flow: Any, below: Any, name: str) -> Any:
+        """Run the client side."""
+        return await self._get().client(flow, below, name)
+
+
+def bind(options: type[T], metadata: Mapping[str, Any], path: str) -> T:
+    """Return metadata as an options object. Raise ConfigError for the first error."""
+    problems: list[Problem] = []
+    bound = bind_options(options, metadata, path, set(), problems)
+    for problem in problems:
+        if problem.severity == "error":
+            raise ConfigError(problem.path, problem.message, code=problem.code)
+    return bound
+
+
+def refuse_proxy_protocol(options: SocketOptions, path: str) -> None:
+    """Refuse an option that is not built."""
+    if options.proxy_protocol:
+        raise Unavailable(f"{path}.metadata.proxyProtocol: not available in this version")
