@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from .address import Endpoint
 from .datagrams import Datagrams
@@ -78,6 +78,29 @@ class Handler(Protocol[T_contra]):
 
     async def handle(self, flow: Flow, conn: T_contra, egress: Egress) -> None:
         """Serve one connection to its end; the service closes `conn` afterwards."""
+
+
+@runtime_checkable
+class HandsOver(Protocol):
+    """A handler whose connections outlast a reload and must follow it: a TUN device, a tunnel that is kept open.
+
+    Others need no such thing: what they began with holds until their connection ends.
+    """
+
+    def hand_over(self, successor: Handler[Any], egress: Egress) -> None:
+        """Let what runs here see the authenticator, the options and the way out of the new configuration.
+
+        `successor` is of the same class. It is the service's handler from now on, and at the next reload it is asked to
+        hand over: give it what runs. Called on the loop, between two steps of any connection; must not raise.
+        """
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A handler that keeps something between connections, such as connections to servers of its own."""
+
+    def close(self) -> None:
+        """Let go of it: the service has ended or got another handler. Connections that still run go on."""
 
 
 class Connector(Protocol):

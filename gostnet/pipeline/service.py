@@ -8,7 +8,7 @@ from collections import deque
 from enum import Enum
 from typing import Any
 
-from ..core.contracts import Handler, Policies, admitted
+from ..core.contracts import Handler, HandsOver, Policies, admitted
 from ..core.egress import Egress
 from ..core.errors import GostnetError, PolicyDenied
 from ..core.flow import Flow
@@ -71,11 +71,17 @@ class Service:
         self.events.append(f"service {self.name} is {state.value}")
 
     def adopt(self, fresh: Service) -> None:
-        """Take over how connections are handled from `fresh`; those that are running keep what they began with."""
+        """Take over how connections are handled from `fresh`.
+
+        Those that are running keep what they began with, unless their handler hands them over.
+        """
+        if isinstance(self.handler, HandsOver) and type(self.handler) is type(fresh.handler):
+            self.handler.hand_over(fresh.handler, fresh.egress)
         self.handler = fresh.handler
         self.egress = fresh.egress
         self.policies = fresh.policies
         self.listener.layers = fresh.listener.layers
+        self.listener.preface = fresh.listener.preface
         self._set_log(fresh.log)
 
     async def open(self) -> None:
@@ -114,7 +120,7 @@ class Service:
         policies = self.policies
         flow.service = self.name
         self.total += 1
-        if policies.admissions and not admitted(policies.admissions, flow.client):
+        if policies.admissions and self.listener.preface is None and not admitted(policies.admissions, flow.client):
             self.log.debug(f"{flow.client} is not admitted", client=str(flow.client))
             conn.abort()
             return
@@ -136,6 +142,10 @@ class Service:
         flow.started = time.monotonic()
         self.flows[id(flow)] = flow
         try:
+            if self.listener.preface is not None:
+                conn = await self.listener.preface.server(flow, conn)
+                if not admitted(self.policies.admissions, flow.client):
+                    raise PolicyDenied(f"{flow.client} is not admitted")
             if self.listener.layers:
                 with deadline(self.HANDSHAKE):
                     conn = await self.listener.establish(flow, conn)
@@ -201,6 +211,11 @@ class Service:
         if self._scope is not None:
             await self._scope.drain(seconds)
             await self._scope.cancel()
+        self._close_handler()
+
+    def _close_handler(self) -> None:
+        if isinstance(self.handler, Closing):
+            self.handler.close()
 
     async def aclose(self) -> None:
         """Close the listening socket; connections go on until `drain`."""

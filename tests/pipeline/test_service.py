@@ -216,3 +216,29 @@ def test_s10_draining_lets_a_connection_finish_and_cancels_the_rest() -> None:
             socket.create_connection(service.listener.source.address)
 
     run(main())
+
+
+class Lasting(Echo):
+    """Hands its connections over at a reload."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, Egress]] = []
+
+    def hand_over(self, successor: Lasting, egress: Egress) -> None:
+        self.told.append((successor, egress))
+
+
+def test_adopt_lets_a_handler_hand_its_connections_over_and_leaves_others_alone() -> None:
+    async def body() -> None:
+        service, scope = await started()
+        first, second = Lasting(), Lasting()
+        for handler in (first, second, Echo()):
+            fresh = Service("test", Listener("tcp", service.listener.source), handler, Direct())
+            service.adopt(fresh)
+            if handler is second:
+                assert first.told == [(second, fresh.egress)]
+            assert service.handler is handler
+        assert not second.told, "a handler of another kind cannot take over"
+        await stop(service, scope)
+
+    run(body())
