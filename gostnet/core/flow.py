@@ -50,6 +50,31 @@ class Shapers:
         return bool(self.up or self.down)
 
 
+@dataclass(frozen=True, slots=True)
+class Sniffed:
+    """What the first bytes of a client say; "" and () where they do not say it.
+
+    protocol   tls, http, quic, ssh, redis, dns; "" for anything else
+    host       the name in the hello, or in the Host field or absolute target, without port
+    port       the port beside that name, 0 where none was written
+    alpn       protocols offered in the hello; ("h2",) for HTTP/2 with prior knowledge
+    ech        the hello has an encrypted one inside, so `host` is the public name of the provider
+    method, path, query, headers, body   of an HTTP request: the path starts with "/", the query comes without "?",
+               header names are as sent, `body` is what of it had arrived with the head
+    """
+
+    protocol: str = ""
+    host: str = ""
+    port: int = 0
+    alpn: tuple[str, ...] = ()
+    ech: bool = False
+    method: str = ""
+    path: str = ""
+    query: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
 Tap: TypeAlias = Callable[[bytes, bool], None]
 """Sees every chunk: (data, True if it goes from client to target). A tap forces the copy engine."""
 
@@ -78,6 +103,8 @@ class Flow:
     started    when it was accepted (time.monotonic)
     connected  the upstream was open and the client knew: what fails later is an end, not a refusal
     packets    datagrams passed, both ways together
+    sniffed    what the client's first bytes say, None where nobody looked or nothing was recognised
+    host       the name that was sniffed, for logs
     reason     why the flow went where it went, or was refused: one phrase for logs and explain
     """
 
@@ -97,6 +124,7 @@ class Flow:
         "route",
         "service",
         "shapers",
+        "sniffed",
         "started",
         "taps",
         "target",
@@ -123,6 +151,7 @@ class Flow:
         self.user = ""
         self.hash = client.host
         self.host = ""
+        self.sniffed: Sniffed | None = None
         self.route: tuple[str, ...] = ()
         self.tried: tuple[object, ...] = ()
         self.meter = Meter()
