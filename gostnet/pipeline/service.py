@@ -8,7 +8,7 @@ from collections import deque
 from enum import Enum
 from typing import Any
 
-from ..core.contracts import Handler, HandsOver, Policies, admitted
+from ..core.contracts import Closing, Handler, HandsOver, Policies, admitted
 from ..core.egress import Egress
 from ..core.errors import GostnetError, PolicyDenied
 from ..core.flow import Flow
@@ -77,6 +77,7 @@ class Service:
         """
         if isinstance(self.handler, HandsOver) and type(self.handler) is type(fresh.handler):
             self.handler.hand_over(fresh.handler, fresh.egress)
+        self._close_handler()
         self.handler = fresh.handler
         self.egress = fresh.egress
         self.policies = fresh.policies

@@ -66,7 +66,12 @@ class Multiplexer(Protocol):
 
 
 class Listener:
-    """A source, the layers above it, and perhaps a multiplexer; `netns` is where its socket is, "" for here."""
+    """A source, the layers above it, and perhaps a multiplexer.
+
+    netns      where its socket is, "" for here
+    preface    reads for whom a client speaks, before the layers; who that is decides whether it is admitted. It has a
+               deadline of its own, and returns the stream that it was given
+    """
 
     def __init__(
         self, name: str, source: Source[Any], layers: Sequence[Layer] = (), multiplexer: Multiplexer | None = None
@@ -76,6 +81,7 @@ class Listener:
         self.layers = tuple(layers)
         self.multiplexer = multiplexer
         self.netns = ""
+        self.preface: Layer | None = None
 
     async def establish(self, flow: Flow, raw: Any) -> Any:
         """Run the layers over an accepted connection and return what the handler gets.
