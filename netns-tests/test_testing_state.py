@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gostnet.kernel import netns
+from gostnet.kernel import bpf, netns
 from gostnet.testing.clients import echo
 from gostnet.testing.namespaces import Network, Topology, row, write_sysctl
 from gostnet.testing.processes import run_program
@@ -160,3 +160,15 @@ def test_await_same_waits_for_the_undoing(place: Place) -> None:
         timer.start()
         assert await_same(place.before, place.name, timeout=10.0) == []
         timer.join()
+
+
+@pytest.mark.skipif(bool(bpf.attachment_problem()), reason=bpf.attachment_problem() or "tcx is there")
+def test_linked_program_is_seen_and_its_end_too(place: Place) -> None:
+    code = bpf.Assembly()
+    code.leave(bpf.Verdict.NEXT)
+    with netns.inside(place.name), bpf.load(code, "seen") as program:
+        link = program.attach("wan0", bpf.Direction.INGRESS)
+    with link:
+        (line,) = place.changes()
+        assert line.startswith("+ bpf: wan0 ingress program ")
+    assert not place.changes()

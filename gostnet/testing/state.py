@@ -6,6 +6,7 @@ handles, timers and whatever else moves by itself is left out; everything is nam
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -23,7 +24,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from gostnet.core.errors import KernelError
-from gostnet.kernel import netns
+from gostnet.kernel import bpf, netns
 
 from .netlink import NETFILTER, ROUTE, Netlink, attributes, interfaces
 
@@ -34,7 +35,7 @@ _GETLINK, _GETADDR, _GETROUTE, _GETRULE, _GETQDISC = 18, 22, 26, 34, 38
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Lines by section: links, addresses, routes, rules, qdiscs, nft, sysctls, files."""
+    """Lines by section: links, addresses, routes, rules, qdiscs, bpf, nft, sysctls, files."""
 
     sections: Mapping[str, tuple[str, ...]]
 
@@ -60,6 +61,7 @@ def snapshot(place: netns.Place = None, *, files: Sequence[str] = ("/etc/resolv.
     with Netlink(NETFILTER, place) as netfilter:
         sections["nft"] = list(_nft(netfilter))
     with netns.inside(place):
+        sections["bpf"] = list(_programs(names))
         sections["sysctls"] = sorted(_sysctls("/proc/sys/net"))
     sections["files"] = [_file(path) for path in files]
     return State({name: tuple(lines) for name, lines in sections.items()})
@@ -200,6 +202,23 @@ def _rest(message: Any, names: Mapping[int, str], skipped: frozenset[str]) -> st
             value = sorted((name, str(inner)) for name, inner in value["attrs"])
         words.append(f"{attribute.partition('_')[2].lower()} {value}")
     return "".join(f" {word}" for word in sorted(words))
+
+
+# ---- BPF ----------------------------------------------------------------------------------------
+def _programs(names: Mapping[int, str]) -> Iterator[str]:
+    """Yield the programs linked to devices; none where nobody may use bpf(), as there none can be."""
+    for index, name in names.items():
+        for direction in bpf.Direction:
+            try:
+                programs = bpf.attached(index, direction)
+            except KernelError as exc:
+                if exc.errno == errno.EPERM:
+                    return
+                if exc.errno == errno.ENODEV:
+                    continue  # gone since
+                raise
+            for number in programs:
+                yield f"{name} {direction.name.lower()} program {number}"
 
 
 # ---- nftables -----------------------------------------------------------------------------------
