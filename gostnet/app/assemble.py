@@ -14,6 +14,7 @@ from ..core.errors import ConfigError, Unavailable
 from ..core.log import LEVELS, Logger, open_sink
 from ..core.registry import Catalog
 from ..core.resources import MARK_OWN
+from ..core.stream import Stream
 from ..pipeline.direct import Direct
 from ..pipeline.handler import HandlerContext
 from ..pipeline.node import Node
@@ -22,9 +23,10 @@ from ..pipeline.service import Service
 from ..pipeline.transport import Listener, ListenerContext
 from ..policies import auth
 from ..policies.build import Build, build_admissions, build_authers, build_climiters, build_limiters
+from ..transports.proxy_protocol import ProxyProtocol
 from .chains import Chains
 from .dialing import dial_options
-from .parts import Lazy, Parts, bind, refuse_proxy_protocol
+from .parts import Lazy, Parts, bind
 
 
 @dataclass(slots=True)
@@ -117,7 +119,6 @@ class Assembler:
         handler_section = section.handler or schema.Handler(path=f"{section.path}.handler")
         listener_section = section.listener or schema.Listener(path=f"{section.path}.listener")
         options = bind(ServiceOptions, section.metadata, f"{section.path}.metadata")
-        refuse_proxy_protocol(options.socket, section.path)
         self._hooks[section.name] = options
         log = self._logger_of(section).bind(
             kind="service", service=section.name, listener=listener_section.kind, handler=handler_section.kind
@@ -192,6 +193,11 @@ class Assembler:
             address, bind(stack.Options, listener.metadata, f"{listener.path}.metadata"), context
         )
         made.netns = options.socket.netns
+        if options.socket.proxy_protocol > 0:
+            if issubclass(made.source.yields, Stream):
+                made.preface = ProxyProtocol()
+            else:
+                log.warn(f"proxyProtocol has no meaning for the listener {listener.kind!r}")
         return made
 
     def _router(

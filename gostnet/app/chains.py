@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ..config import schema
 from ..config.common_options import NodeOptions
@@ -20,8 +21,9 @@ from ..pipeline.router import ServiceRouter
 from ..pipeline.selector import Selector, strategy_of
 from ..pipeline.transport import StreamDialer, Transport
 from ..policies.nameserver import parse_server
+from ..transports.proxy_protocol import ProxyProtocol
 from .dialing import dial_options
-from .parts import Lazy, Parts, bind, refuse_proxy_protocol
+from .parts import Lazy, Parts, bind
 
 
 class Chains:
@@ -109,7 +111,6 @@ class Chains:
     def _node(self, section: schema.Node, hop: schema.Hop, hop_options: NodeOptions, key: tuple[str, ...]) -> Node:
         _refuse_node(section)
         options = bind(NodeOptions, section.metadata, f"{section.path}.metadata")
-        refuse_proxy_protocol(options.socket, section.path)
         connector_section = section.connector or schema.Connector(path=f"{section.path}.connector")
         dialer_section = section.dialer or schema.Dialer(path=f"{section.path}.dialer")
         stack = self._parts.component("dialer", dialer_section.kind, dialer_section.path)
@@ -118,6 +119,12 @@ class Chains:
         transport = stack.make(
             dialer_options, lambda: self._parts.client_tls(dialer_section.tls, f"{dialer_section.path}.tls")
         )
+        version = options.socket.proxy_protocol or hop_options.socket.proxy_protocol
+        if version > 0:
+            if stack.connects:
+                transport = replace(transport, layers=(ProxyProtocol(version), *transport.layers))
+            else:
+                self._parts.log.warn(f"proxyProtocol has no meaning for the dialer {dialer_section.kind!r}")
         keepalive: Keepalive = (
             dialer_options.keepalive.value() if hasattr(dialer_options, "keepalive") else DEFAULT_KEEPALIVE
         )

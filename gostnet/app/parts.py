@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..config import schema
-from ..config.common_options import SocketOptions
 from ..core.contracts import Bypass, Layer, Resolver
 from ..core.errors import ConfigError, Unavailable
 from ..core.log import Logger
@@ -129,9 +128,3 @@ def bind(options: type[T], metadata: Mapping[str, Any], path: str) -> T:
         if problem.severity == "error":
             raise ConfigError(problem.path, problem.message, code=problem.code)
     return bound
-
-
-def refuse_proxy_protocol(options: SocketOptions, path: str) -> None:
-    """Refuse an option that is not built."""
-    if options.proxy_protocol:
-        raise Unavailable(f"{path}.metadata.proxyProtocol: not available in this version")
