@@ -49,8 +49,8 @@ def test_addresses_are_the_documented_ones() -> None:
     assert TOPOLOGY.addresses("client") == ["10.77.1.2", "fd77:1::2"]
     assert TOPOLOGY.addresses("gateway", "lan0") == ["10.77.1.1", "fd77:1::1"]
     assert TOPOLOGY.addresses("gateway", "wan0", 4) == ["10.77.2.1"]
-    assert TOPOLOGY.addresses("exit", version=4) == ["10.77.2.2", "10.77.3.1"]
-    assert TOPOLOGY.addresses("internet") == ["10.77.3.2", "fd77:3::2"]
+    assert TOPOLOGY.addresses("exit", version=4) == ["10.77.2.2", "10.77.3.1", "10.77.4.1"]
+    assert TOPOLOGY.addresses("internet", "eth0") == ["10.77.3.2", "fd77:3::2"]
 
 
 def test_flow_is_shown_in_one_line() -> None:

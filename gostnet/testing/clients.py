@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import ssl
 import struct
@@ -22,6 +23,7 @@ import dns.rdatatype
 
 from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
+from gostnet.wire.ip import checksum
 
 TIMEOUT = 10.0
 
@@ -145,6 +147,24 @@ def echo_datagram(
         sock.sendto(data, tuple(server))
         answer, address = sock.recvfrom(65535)
         return answer, Endpoint.from_sockaddr(address)
+
+
+def ping(place: netns.Place, host: str, payload: bytes = b"", *, timeout: float = TIMEOUT) -> bytes:
+    """Send one ICMP echo request to an IP address; return the payload of its reply. Needs CAP_NET_RAW."""
+    six = ":" in host
+    protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
+    request, reply = (128, 129) if six else (8, 0)
+    message = struct.pack("!BBHHH", request, 0, 0, os.getpid() & 0xFFFF, 1) + payload
+    if not six:  # of ICMPv6 the kernel makes the checksum
+        message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
+    with netns.socket_in(place, socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, protocol) as sock:
+        sock.settimeout(timeout)
+        sock.sendto(message, (host, 0))
+        while True:
+            packet = sock.recv(65535)
+            answer = packet if six else packet[(packet[0] & 15) * 4 :]
+            if answer[0] == reply and answer[4:8] == message[4:8]:
+                return answer[8:]
 
 
 def _family(target: Endpoint) -> int:
