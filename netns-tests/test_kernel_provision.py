@@ -21,12 +21,14 @@ from gostnet.core.resources import (
     FIRST_TABLE,
     ROUTE_PROTOCOL,
     Address,
+    Bridge,
     Capture,
     Link,
     NftChain,
     NftRule,
     NftSet,
     NftTable,
+    Port,
     Resource,
     Route,
     Rule,
@@ -702,3 +704,52 @@ def test_owner_is_told_from_another_process_with_its_id() -> None:
     assert me.alive
     assert not me._replace(start=me.start + 1).alive
     assert nft_table.digest_of(["content_1", "content_2"]) == ""
+
+
+# ---- bridges ------------------------------------------------------------------------------------
+def test_bridges_and_their_ports(place: Place) -> None:
+    """One is made and taken away, ports go back to where they were; one that was there is left as it was."""
+    with place.provisioner() as provisioner:
+        steps = provisioner.apply([Bridge("br-own"), Port("lan0", "br-own"), Address("br-own", "10.55.0.1/24")])
+        assert [str(step) for step in steps][:2] == [
+            "+ ip link add br-own type bridge",
+            "~ ip link set dev lan0 master br-own",
+        ]
+        assert provisioner.plan([Bridge("br-own"), Port("lan0", "br-own"), Address("br-own", "10.55.0.1/24")]) == []
+        kernel = LiveKernel(place.name)
+        kernel.put(Bridge("br-other"), None)
+        kernel.close()
+        provisioner.apply([Bridge("br-other"), Port("lan0", "br-other")])
+        with pytest.raises(KernelError, match="no bridge"):
+            provisioner.plan([Bridge("wan0")])
+    assert [line for line in place.difference() if "br-other" not in line] == []
+    place.lacks(Bridge("br-other"))
+    assert place.difference() == []
+
+
+def test_a_bridge_with_foreign_ports_stays(place: Place) -> None:
+    provisioner = place.provisioner()
+    provisioner.apply([Bridge("br-own"), Port("lan0", "br-own")])
+    place.holds(Port("wan0", "br-own"), Port("wan0", ""))
+    said = [str(step) for step in provisioner.rollback()]
+    assert any("ports that are not ours: wan0" in line for line in said)
+    provisioner.close()
+    assert place.recover() == ([], [])
+    place.holds(Port("wan0", ""), Port("wan0", "br-own"))
+    place.lacks(Bridge("br-own"))
+    assert place.difference() == []
+
+
+def test_two_instances_with_one_bridge_of_which_one_is_killed(place: Place, daemon: Callable[..., Daemon]) -> None:
+    first = daemon([Bridge("br-own"), Port("lan0", "br-own"), FORWARDING], instance="first")
+    first.await_ready()
+    with place.provisioner("second") as second:
+        second.apply([Bridge("br-own"), Port("wan0", "br-own"), FORWARDING])
+        first.kill()
+        (path,) = place.directory.glob("*-first.journal")
+        assert journal.await_release(path)
+        kernel = LiveKernel(place.name)
+        assert kernel.observe(Bridge("br-own")) == Bridge("br-own")
+        assert kernel.observe(FORWARDING) == FORWARDING
+        kernel.close()
+    assert place.difference() == []

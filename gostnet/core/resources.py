@@ -49,6 +49,8 @@ class Resource:
 
     kind: ClassVar[str] = ""
     rank: ClassVar[int] = 0
+    shared: ClassVar[bool] = False
+    """Several instances may want the same one: the last that does takes it away."""
 
     @property
     def key(self) -> Key:
@@ -119,6 +121,7 @@ class Sysctl(Resource):
 
     kind: ClassVar[str] = "sysctl"
     rank: ClassVar[int] = 10
+    shared: ClassVar[bool] = True
 
     name: str
     value: str
@@ -127,6 +130,41 @@ class Sysctl(Resource):
     def key(self) -> Key:
         """Its name."""
         return (self.kind, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge(Resource):
+    """A bridge; one that is made is up, and keeps its hardware address whatever ports come and go.
+
+    It is not taken away as long as it has ports that others have put in.
+    """
+
+    kind: ClassVar[str] = "bridge"
+    rank: ClassVar[int] = 15
+    shared: ClassVar[bool] = True
+
+    name: str
+
+    @property
+    def key(self) -> Key:
+        """Its name."""
+        return (self.kind, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Port(Resource):
+    """What a device that exists already is a port of: a bridge, or "" for none."""
+
+    kind: ClassVar[str] = "port"
+    rank: ClassVar[int] = 25
+
+    device: str
+    bridge: str
+
+    @property
+    def key(self) -> Key:
+        """The device."""
+        return (self.kind, self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,5 +327,7 @@ def _digest(content: tuple[NftStatement, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-KINDS: dict[str, type[Resource]] = {kind.kind: kind for kind in (Sysctl, Link, Address, Route, Rule, NftTable)}
+KINDS: dict[str, type[Resource]] = {
+    kind.kind: kind for kind in (Sysctl, Bridge, Link, Port, Address, Route, Rule, NftTable)
+}
 """The resources that can be put, by kind."""

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gostnet.core.errors import KernelError
-from gostnet.core.resources import Address, Link, NftTable, Resource, Route, Rule, Sysctl
+from gostnet.core.resources import Address, Bridge, Link, NftTable, Port, Resource, Route, Rule, Sysctl
 
 from . import netns, sysctl
 from .netlink import RouteNetlink
@@ -60,6 +60,10 @@ class LiveKernel:
                 return None if value is None else Sysctl(item.name, value)
             case Link():
                 return self._route.link(item.name)
+            case Bridge():
+                return self._route.bridge(item.name)
+            case Port():
+                return self._route.port(item.device)
             case Address():
                 found = [a for a in self._route.addresses(item.device) if a == item]
                 return found[0] if found else None
@@ -79,8 +83,12 @@ class LiveKernel:
             case Sysctl():
                 with netns.inside(self.namespace):
                     sysctl.write(item.name, item.value)
+            case Bridge():
+                self._route.put_bridge(item)
             case Link():
                 self._route.put_link(item)
+            case Port():
+                self._route.put_port(item)
             case Address():
                 self._route.put_address(item)
             case Route():
@@ -99,6 +107,8 @@ class LiveKernel:
         """Remove it; no error if it is gone. Raise KernelError. Settings of a device cannot be removed: no effect."""
         try:
             match item:
+                case Bridge():
+                    self._route.drop_bridge(item)
                 case Address():
                     self._route.drop_address(item)
                 case Route():

@@ -8,6 +8,7 @@ takes the request, so nothing here waits, and any thread may call it, with or wi
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,12 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Literal, Self, TypeAlias
 
 from gostnet.core.errors import KernelError
-from gostnet.core.resources import Address, Link, Route, Rule
+from gostnet.core.resources import Address, Bridge, Link, Port, Route, Rule
 
 from . import netns
 from .errors import kernel_error
 
-_NEWLINK, _GETLINK = 16, 18
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
@@ -71,7 +72,8 @@ _INVERTED = 0x2
 _NO_SUPPRESSION = 0xFFFFFFFF
 
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, which flags to change
-_IFLA_IFNAME, _IFLA_MTU = 3, 4
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
+_IFLA_INFO_KIND = 1
 _IFF_UP = 1
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
@@ -219,9 +221,55 @@ class RouteNetlink(RouteSocket):
         body = _IFINFOMSG.pack(0, 0, index, _IFF_UP if link.up else 0, _IFF_UP) + _u32(_IFLA_MTU, link.mtu)
         self._request(operation, _NEWLINK, body)
 
-    def _names(self) -> dict[int, str]:
+    # -- bridges --
+    def bridge(self, name: str) -> Bridge | None:
+        """Return a bridge, None if there is none. Raise KernelError for a device of another kind with its name."""
+        for of in self._links().values():
+            if _name(of) == name:
+                if dict(_attributes(of.get(_IFLA_LINKINFO, b""), 0)).get(_IFLA_INFO_KIND, b"")[:7] != b"bridge\0":
+                    raise KernelError(f"use bridge {name}", errno.EEXIST, "the interface of this name is no bridge")
+                return Bridge(name)
+        return None
+
+    def put_bridge(self, bridge: Bridge) -> None:
+        """Make a bridge, and put it up. Raise KernelError."""
+        # With an address of its own (locally administered) it does not take that of a port, which may go.
+        address = bytes([0x02]) + os.urandom(5)
+        body = _IFINFOMSG.pack(0, 0, 0, _IFF_UP, _IFF_UP)
+        body += _attribute(_IFLA_IFNAME, bridge.name.encode() + b"\0") + _attribute(_IFLA_ADDRESS, address)
+        body += _attribute(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"bridge\0"))
+        self._request(f"ip link add {bridge_words(bridge)}", _NEWLINK, body, _CREATE | _EXCLUSIVE)
+
+    def drop_bridge(self, bridge: Bridge) -> None:
+        """Remove a bridge. Raise KernelError, EBUSY as long as it has ports."""
+        operation = f"ip link del {bridge_words(bridge)}"
+        index = self._index(bridge.name, operation)
+        ports = [_name(of) for of in self._links().values() if _master(of) == index]
+        if ports:
+            raise KernelError(operation, errno.EBUSY, f"it has ports that are not ours: {', '.join(ports)}")
+        self._request(operation, _DELLINK, _IFINFOMSG.pack(0, 0, index, 0, 0))
+
+    def port(self, device: str) -> Port | None:
+        """Return what a device is a port of, None if there is no such device."""
+        links = self._links()
+        for of in links.values():
+            if _name(of) == device:
+                return Port(device, _name(links.get(_master(of), {})))
+        return None
+
+    def put_port(self, port: Port) -> None:
+        """Make a device a port of a bridge, or take it out. Raise KernelError."""
+        operation = f"ip link set {port_words(port)}"
+        master = self._index(port.bridge, operation) if port.bridge else 0
+        body = _IFINFOMSG.pack(0, 0, self._index(port.device, operation), 0, 0) + _u32(_IFLA_MASTER, master)
+        self._request(operation, _NEWLINK, body)
+
+    def _links(self) -> dict[int, Attributes]:
         bodies = self._dump("ip link show", _GETLINK, bytes(_IFINFOMSG.size))
-        return {_IFINFOMSG.unpack_from(b)[2]: _name(dict(_attributes(b, _IFINFOMSG.size))) for b in bodies}
+        return {_IFINFOMSG.unpack_from(body)[2]: dict(_attributes(body, _IFINFOMSG.size)) for body in bodies}
+
+    def _names(self) -> dict[int, str]:
+        return {index: _name(of) for index, of in self._links().items()}
 
     def _index(self, name: str, operation: str) -> int:
         for index, candidate in self._names().items():
@@ -310,6 +358,16 @@ def link_words(link: Link) -> str:
     return f"dev {link.name} mtu {link.mtu} {'up' if link.up else 'down'}"
 
 
+def bridge_words(bridge: Bridge) -> str:
+    """Return a bridge as ip(8) takes it after `ip link add`."""
+    return f"{bridge.name} type bridge"
+
+
+def port_words(port: Port) -> str:
+    """Return a port as ip(8) takes it after `ip link set`."""
+    return f"dev {port.device} master {port.bridge}" if port.bridge else f"dev {port.device} nomaster"
+
+
 # ---- messages -----------------------------------------------------------------------------------
 def _attribute(kind: int, payload: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
@@ -334,6 +392,10 @@ def _number(payload: bytes) -> int:
 
 def _name(of: Attributes) -> str:
     return of.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="surrogateescape")
+
+
+def _master(of: Attributes) -> int:
+    return _number(of[_IFLA_MASTER]) if _IFLA_MASTER in of else 0
 
 
 def _rule_message(rule: Rule) -> bytes:

@@ -6,12 +6,13 @@ removed; what somebody else has changed meanwhile is left alone and reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import errno
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from gostnet.core.errors import KernelError
-from gostnet.core.resources import Address, Key, Link, NftTable, Resource, Route, Rule, Sysctl
+from gostnet.core.resources import Address, Bridge, Key, Link, NftTable, Port, Resource, Route, Rule, Sysctl
 
 from . import netlink
 
@@ -58,6 +59,10 @@ def _lines(step: Step) -> Iterator[str]:
     match item:
         case Sysctl():
             yield f"sysctl -w {item.name}={item.value}"
+        case Bridge():
+            yield f"ip link {'add' if put else 'del'} {netlink.bridge_words(item)}"
+        case Port():
+            yield f"ip link set {netlink.port_words(item)}"
         case Link():
             yield f"ip link set {netlink.link_words(item)}"
         case Address():
@@ -81,6 +86,8 @@ def _name(item: Resource) -> str:
     match item:
         case Sysctl():
             return f"sysctl {item.name}"
+        case Bridge():
+            return f"bridge {item.name}"
         case Link():
             return f"ip link {item.name}"
         case Route():
@@ -148,11 +155,13 @@ def _can_come_back(item: Resource | None) -> bool:
 
 
 # ---- forward ------------------------------------------------------------------------------------
-def plan(desired: Sequence[Resource], held: Mapping[Key, Held], kernel: Kernel) -> list[Step]:
+def plan(
+    desired: Sequence[Resource], held: Mapping[Key, Held], kernel: Kernel, spared: Collection[Key] = ()
+) -> list[Step]:
     """Return the steps to `desired`, given what we hold already; nothing is changed.
 
-    Something that is there already as desired is nobody's step, and stays when we go. Raise KernelError if the kernel
-    cannot be observed.
+    What is `spared` is left to others who hold it too. Something that is there already as desired is nobody's step, and
+    stays when we go. Raise KernelError if the kernel cannot be observed.
     """
     wanted = {item.key: item for item in desired}
     forward, backward = [], []
@@ -165,7 +174,7 @@ def plan(desired: Sequence[Resource], held: Mapping[Key, Held], kernel: Kernel) 
             there = known.current  # the same, but with its content where observing cannot tell it
         forward.append(Step("put", item) if there is None else Step("change", item, there))
     for key, known in held.items():
-        if key not in wanted and known.current != known.original:
+        if key not in wanted and key not in spared and known.current != known.original:
             backward += undo_step(known, kernel)
     forward.sort(key=lambda step: step.item.rank)
     backward.sort(key=lambda step: step.item.rank, reverse=True)
@@ -204,7 +213,7 @@ def undo_step(held: Held, kernel: Kernel) -> list[Step]:
     if there == held.original:
         return []
     if there is None:
-        if held.original is None or isinstance(held.original, Sysctl | Link):
+        if held.original is None or isinstance(held.original, Sysctl | Link | Port):
             return []  # the device, and with it the setting, is gone
         return [Step("put", held.original)]  # a route of ours that went with its device had replaced it
     ours = next((made for made in reversed(held.made) if made == there), None)
@@ -215,19 +224,23 @@ def undo_step(held: Held, kernel: Kernel) -> list[Step]:
     return [Step("change", held.original, ours)]
 
 
-def undo(held: Mapping[Key, Held], kernel: Kernel) -> tuple[list[Step], dict[Key, Held]]:
-    """Restore everything; return the steps, and what could not be restored.
+def undo(held: Mapping[Key, Held], kernel: Kernel, spared: Collection[Key] = ()) -> tuple[list[Step], dict[Key, Held]]:
+    """Restore everything but what is `spared`; return the steps, and what could not be restored.
 
-    A step that the kernel refuses is reported as kept and does not stop the others.
+    A step that the kernel refuses is reported as kept and does not stop the others. A bridge in which others have put
+    ports is theirs from then on.
     """
     done: list[Step] = []
     left: dict[Key, Held] = {}
     for key, known in sorted(held.items(), key=lambda pair: pair[1].item.rank, reverse=True):
+        if key in spared:
+            continue
         try:
             for step in undo_step(known, kernel):
                 perform(step, kernel)
                 done.append(step)
         except KernelError as exc:
-            left[key] = known
+            if not (isinstance(known.item, Bridge) and exc.errno == errno.EBUSY):
+                left[key] = known
             done.append(Step("keep", known.item, note=str(exc)))
     return done, left

@@ -36,6 +36,7 @@ from .live import LiveKernel
 from .masquerade import statements_of, sysctls_of
 from .plan import Change, Held, Step, change_of, fold, inverse, perform, plan, undo
 from .recovery import InspectableKernel, is_of
+from .shared import guarded, inherited, spared
 
 
 class Watcher(Protocol):
@@ -125,21 +126,41 @@ class Provisioner:
         if self._closed:
             raise KernelError("apply", errno.EBADF, "the provisioner is closed")
         if self._journal is None:
-            if not self.plan(desired):
+            if not self.plan(desired) and not any(item.shared for item in self._compile(desired)):
                 return []
             self._begin()
         else:
             self._renew_guard()
         journal = self._journal
         assert journal is not None
+        wanted = self._compile(desired)
+        with guarded(journal.path.parent, [*wanted, *(known.item for known in journal.held.values())]):
+            return self._apply(journal, wanted)
+
+    def _apply(self, journal: Journal, wanted: Sequence[Resource]) -> list[Step]:
+        """Do what `apply` says, with the other instances standing still as far as they share something with us."""
+        assert journal.header is not None
+        claims = inherited(journal.path, journal.header, wanted, journal.held)
+        claims = [change for change in claims if self._kernel.observe(_item(change)) == change.after]
         done: list[Step] = []
         try:
-            for step in self._plan(desired, journal.held):
+            for change in claims:
+                journal.append(change)
+            held = journal.held
+            left_to_others = spared(journal.path, journal.header, held)
+            for step in plan(wanted, held, self._kernel, left_to_others):
                 self._step(journal, step)
                 done.append(step)
         except KernelError:
             self._take_back(journal, done)
+            for change in claims:
+                journal.append(Change(change.after, change.before))
+            self._end_if_empty(journal)
             raise
+        keys = {item.key for item in wanted}
+        for key, known in held.items():
+            if key in left_to_others and key not in keys:
+                journal.append(Change(known.current, known.original))  # no longer ours
         self._end_if_empty(journal)
         return done
 
@@ -152,8 +173,10 @@ class Provisioner:
         journal = self._journal
         if journal is None:
             return []
-        steps, left = undo(journal.held, self._kernel)
-        self._end(keep=bool(left))
+        held = journal.held
+        with guarded(journal.path.parent, (known.item for known in held.values())):
+            steps, left = undo(held, self._kernel, spared(journal.path, journal.header, held))
+            self._end(keep=bool(left))
         return steps
 
     def close(self) -> None:
@@ -170,6 +193,10 @@ class Provisioner:
 
     # -- steps --
     def _plan(self, desired: Sequence[Resource], held: Mapping[Key, Held]) -> list[Step]:
+        return plan(self._compile(desired), held, self._kernel)
+
+    def _compile(self, desired: Sequence[Resource]) -> list[Resource]:
+        """Return what is desired in terms of what the kernel can hold."""
         captures = tuple(item for item in desired if isinstance(item, Capture))
         masquerades = tuple(item for item in desired if isinstance(item, Masquerade))
         arguments = (captures, masquerades, self._slot, bool(captures) and self._kernel.has_ipv6())
@@ -177,7 +204,7 @@ class Provisioner:
             resources = compile_captures(captures, instance=self.instance, slot=self._slot, ipv6=arguments[3])
             self._compiled = (arguments, self._with_masquerades(resources, masquerades))
         rest = [item for item in desired if not isinstance(item, Capture | Masquerade)]
-        return plan([*rest, *self._compiled[1]], held, self._kernel)
+        return [*rest, *self._compiled[1]]
 
     def _with_masquerades(
         self, resources: tuple[Resource, ...], wanted: tuple[Masquerade, ...]
@@ -200,8 +227,12 @@ class Provisioner:
         try:
             perform(step, self._kernel)
         except KernelError:
-            journal.note(_back(step))  # a step that fails has changed nothing
+            self._forget(journal, step)  # a step that fails has changed nothing
             raise
+
+    def _forget(self, journal: Journal, step: Step) -> None:
+        """Record that a step is taken back; on disk if other instances have to know."""
+        (journal.append if step.item.shared else journal.note)(_back(step))
 
     def _take_back(self, journal: Journal, done: Sequence[Step]) -> None:
         """Take the steps of a failed apply back, the last first; what fails then stays in the journal."""
@@ -210,8 +241,7 @@ class Provisioner:
                 perform(inverse(step), self._kernel)
             except KernelError:
                 continue
-            journal.note(_back(step))
-        self._end_if_empty(journal)
+            self._forget(journal, step)
 
     def _end_if_empty(self, journal: Journal) -> None:
         if all(known.current == known.original for known in journal.held.values()):
@@ -222,8 +252,9 @@ class Provisioner:
         """Lock the journal, undo what a dead predecessor left, choose a slot, start the guard, write the header."""
         directory = state_directory(self._state_dir)
         path = journal_path(directory, self._namespace.inode, self.instance)
+        # Before the directory's lock, which the guard that has a journal locked may wait for.
+        journal = self._lock(path)
         with directory_lock(directory):
-            journal = self._lock(path)
             try:
                 self._undo_predecessor(journal)
                 self._slot = self._free_slot(self._others(directory))
@@ -259,7 +290,7 @@ class Provisioner:
         if not journal.changes or not is_of(journal.header, self._namespace):
             journal.changes.clear()
             return
-        steps, left = undo(journal.held, self._kernel)
+        steps, left = undo(journal.held, self._kernel, spared(journal.path, journal.header, journal.held))
         if left:
             reasons = "; ".join(step.note for step in steps if step.verb == "keep")
             raise KernelError("undo what a dead instance left", errno.EBUSY, reasons, hint="see gostnet rollback")
@@ -302,6 +333,11 @@ class Provisioner:
         elif journal is not None:
             journal.remove()
         self._dismiss_guard()
+
+
+def _item(change: Change) -> Resource:
+    assert change.after is not None
+    return change.after
 
 
 def _back(step: Step) -> Change:

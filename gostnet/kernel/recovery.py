@@ -24,6 +24,7 @@ from .journal import (
 )
 from .live import LiveKernel
 from .plan import Kernel, Step, fold, perform, undo
+from .shared import guarded, spared
 
 if TYPE_CHECKING:
     from .nft import ObservedTable
@@ -130,9 +131,10 @@ def roll_back(journal: Journal, place: netns.Place, kernel: Kernel) -> list[Step
             return []
         # A table with the owner flag went with its process.
         held = {key: known for key, known in journal.held.items() if not _is_owned(known.item)}
-        steps, left = undo(held, kernel)
-        if not left:
-            journal.remove()
+        with guarded(journal.path.parent, (known.item for known in held.values())):
+            steps, left = undo(held, kernel, spared(journal.path, journal.header, held))
+            if not left:
+                journal.remove()
         return steps
     finally:
         journal.close()

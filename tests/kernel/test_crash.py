@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from gostnet.core.errors import KernelError
 from gostnet.core.resources import (
     Address,
+    Bridge,
     Key,
     Link,
     NftChain,
     NftTable,
+    Port,
     Resource,
     Route,
     Rule,
@@ -82,7 +84,7 @@ class FakeKernel:
         self.fuse.point()
         if item.key in self.refuse:
             raise KernelError(f"drop {item.key}", errno.EINVAL)
-        if not isinstance(item, Sysctl | Link):
+        if not isinstance(item, Sysctl | Link | Port):
             self.state.pop(item.key, None)
         self.fuse.point()
 
@@ -159,6 +161,8 @@ def tables(name: str, owner: bool) -> st.SearchStrategy[NftTable]:
 resources = st.one_of(
     st.builds(Sysctl, st.sampled_from(["a", "b"]), st.sampled_from("012")),
     st.builds(Link, st.sampled_from(["e0", "e1"]), st.sampled_from([1280, 1500]), st.booleans()),
+    st.builds(Bridge, st.just("br0")),
+    st.builds(Port, st.sampled_from(["e0", "e1"]), st.sampled_from(["", "br0"])),
     st.builds(Address, st.sampled_from(["e0", "e1"]), st.sampled_from(["10.0.0.1/24", "10.0.0.2/24"])),
     st.builds(
         Route,
@@ -185,7 +189,14 @@ foreign = lists(
         lambda item: replace(item, protocol=4) if isinstance(item, Rule | Route) else item
     )
 )
-settings_there = [Sysctl("a", "0"), Sysctl("b", "0"), Link("e0", 1500), Link("e1", 1500)]
+settings_there = [
+    Sysctl("a", "0"),
+    Sysctl("b", "0"),
+    Link("e0", 1500),
+    Link("e1", 1500),
+    Port("e0", ""),
+    Port("e1", ""),
+]
 desired_lists = lists(resources)
 
 
