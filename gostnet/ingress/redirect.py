@@ -45,7 +45,7 @@ class RedSource(TcpSource):
     def flow_of(self, stream: SocketStream, client: Endpoint) -> Flow:
         """Find out where the connection was going. A flow that came straight to our own port has no target."""
         flow = super().flow_of(stream, client)
-        target = flow.ingress if self._tproxy else original_destination(stream.sock)
+        target = flow.ingress if self._tproxy else original_destination(stream.sock, client)
         if target is None or (target.port == self.address.port and is_own_address(target.host)):
             flow.reason = "not a captured connection: it was made to the listener itself"
         else:
@@ -60,14 +60,13 @@ class RedSource(TcpSource):
         return (self._request.resource(self._service, "tcp", method, self.address),)
 
 
-def original_destination(sock: socket.socket) -> Endpoint | None:
-    """Return where a redirected connection was going, None if it was not redirected.
+def original_destination(sock: socket.socket, client: Endpoint) -> Endpoint | None:
+    """Return where the redirected connection of `client` was going, None if it was not redirected.
 
     The kernel writes a sockaddr_in (port at 2..4, address at 4..8) or sockaddr_in6 (port at 2..4, address at 8..24).
     """
-    peer = sock.getpeername()[0]
     try:
-        if sock.family == socket.AF_INET or peer.startswith("::ffff:"):
+        if ":" not in client.host:
             port, packed = struct.unpack_from("!2xH4s", sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))
             return Endpoint(socket.inet_ntop(socket.AF_INET, packed), port)
         port, packed = struct.unpack_from("!2xH4x16s", sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
+import random
 import socket
 import ssl
 import struct
@@ -154,7 +154,7 @@ def ping(place: netns.Place, host: str, payload: bytes = b"", *, timeout: float 
     six = ":" in host
     protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
     request, reply = (128, 129) if six else (8, 0)
-    message = struct.pack("!BBHHH", request, 0, 0, os.getpid() & 0xFFFF, 1) + payload
+    message = struct.pack("!BBHI", request, 0, 0, random.getrandbits(32)) + payload
     if not six:  # of ICMPv6 the kernel makes the checksum
         message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
     with netns.socket_in(place, socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, protocol) as sock:

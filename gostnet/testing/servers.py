@@ -26,7 +26,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -274,7 +274,8 @@ class Servers:
                 first = False
             await connection.send(data)
         if connection.writer.can_write_eof():
-            connection.writer.write_eof()
+            with suppress(OSError):  # reset by the client meanwhile
+                connection.writer.write_eof()
 
     def _echo_datagram(self, association: _Association, data: bytes, peer: Any) -> None:
         association.note(peer, repr(data[:64]))

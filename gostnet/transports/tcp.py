@@ -94,7 +94,12 @@ class TcpSource(Source[SocketStream]):
                 sock.setblocking(False)
                 client = Endpoint.from_sockaddr(address)
                 stream = SocketStream(sock, ANY, client, readiness.hub)
-                batch.append((self.flow_of(stream, client), stream))
+                try:
+                    flow = self.flow_of(stream, client)
+                except OSError:  # reset before it was accepted: the next one has nothing to do with it
+                    stream.abort()
+                    continue
+                batch.append((flow, stream))
             if batch:
                 return batch
             await readiness.readable()
