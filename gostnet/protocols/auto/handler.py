@@ -1,4 +1,4 @@
-"""The handler `auto`: SOCKS5, SOCKS4 and HTTP on one port, told apart by the first byte."""
+"""The handler `auto`: SOCKS5, SOCKS4, HTTP and TLS on one port, told apart by the first byte."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Final, get_type_hints
 
 from ...core.contracts import Handler
 from ...core.egress import Egress
-from ...core.errors import ProtocolError
+from ...core.errors import AuthDenied, ProtocolError
 from ...core.flow import Flow
 from ...core.options import Validated, bind_options
 from ...core.registry import COMPONENTS, component
 from ...core.stream import Stream
 from ...core.tasks import deadline
-from ...pipeline.handler import HandlerContext
+from ...pipeline.handler import HandlerContext, forward
+from ...pipeline.sniffing import Sniffer, named
 
 PATIENCE: Final = 15.0
 """Seconds for the first byte: GOST waits for ever."""
@@ -26,6 +27,9 @@ PARTS: Final[Mapping[int, str]] = {4: "socks4", 5: "socks5"}
 """Handlers by the first byte, which is the version of SOCKS."""
 
 OTHERWISE: Final = "http"
+
+TLS: Final = 22
+"""The first byte of a handshake record."""
 
 
 class _Options:
@@ -52,6 +56,7 @@ class AutoHandler:
 
     def __init__(self, options: Any, context: HandlerContext) -> None:
         """Build the handlers from `context.metadata`, of which `options` is the checked form."""
+        self._context = context
         made = {name: _build(name, context) for name in (OTHERWISE, *PARTS.values())}
         self._by_version = {version: made[name] for version, name in PARTS.items()}
         self._otherwise = made[OTHERWISE]
@@ -66,7 +71,21 @@ class AutoHandler:
         if not first:
             return
         conn.unread(first)
-        await self._by_version.get(first[0], self._otherwise).handle(flow, conn, egress)
+        if first[0] == TLS:
+            await self._pass_on(flow, conn, egress)
+        else:
+            await self._by_version.get(first[0], self._otherwise).handle(flow, conn, egress)
+
+    async def _pass_on(self, flow: Flow, conn: Stream, egress: Egress) -> None:
+        """Relay TLS, unopened, to the server that its hello names; its port is 443."""
+        if self._context.authenticator is not None:
+            # GOST: lets everybody through here, credentials or not.
+            raise AuthDenied("TLS on a port that asks for credentials, which it cannot carry")
+        found = await Sniffer(PATIENCE).look(flow, conn)
+        if found is None or not found.host:
+            raise ProtocolError("TLS that does not name its server")
+        flow.target = named(found)
+        await forward(flow, conn, egress)
 
 
 def _class(name: str) -> Any:

@@ -11,15 +11,20 @@ from typing import Any, ClassVar, TypeVar
 from ...core.address import ANY
 from ...core.datagrams import Datagram, Datagrams
 from ...core.egress import Egress
+from ...core.errors import ConnError, GostnetError, PolicyDenied
 from ...core.flow import Flow
-from ...core.options import Bytes, Seconds, opt
+from ...core.options import Bytes, Seconds, group, opt
 from ...core.registry import component
+from ...core.sockets import SocketStream
 from ...core.stream import Stream
 from ...dataplane.pump import pump
 from ...pipeline.forwarding import Dial, NoTarget, reach_target
 from ...pipeline.handler import HandlerContext, relay_with
 from ...pipeline.router import ServiceRouter
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, admit, named, watching
+from ...wire.http1 import head_bytes, reason_of
 from ...wire.proxy_header import encode_proxy_header
+from ...wire.sniff import UNKNOWN
 
 T = TypeVar("T")
 
@@ -49,6 +54,8 @@ class ForwardHandler:
             "Accepted for compatibility: datagrams of every size are passed on whole.",
             aliases=("readBufferSize", "udp.bufferSize"),
         )
+        sniffing: SniffingOptions = group(SniffingOptions)
+        mitm: InterceptionOptions = group(InterceptionOptions)
 
     def __init__(self, options: Options, context: HandlerContext) -> None:
         self._context = context
@@ -57,20 +64,36 @@ class ForwardHandler:
         self._read_timeout = options.read_timeout if options.read_timeout > 0 else 15.0
         self._stateless = options.stateless
         self._proxy_protocol = options.proxy_protocol
+        self._sniffer = Sniffer.of(options.sniffing)
 
     async def handle(self, flow: Flow, conn: Stream | Datagrams, egress: Egress) -> None:
         """Reach a target and pass on what comes. Nothing is said to a client whose target cannot be reached."""
         if isinstance(conn, Datagrams):
             await self._datagrams(flow, conn, egress)
             return
-        upstream = await self._reached(flow, egress, egress.connect)
+        found = await self._sniffer.look(flow, conn) if self._sniffer is not None else UNKNOWN
+        try:
+            self._admit(flow, egress)
+            upstream = await self._reached(flow, egress, egress.connect)
+        except GostnetError as exc:
+            if found is not None and found.method:
+                await _answer(conn, exc)
+            raise
         if self._proxy_protocol > 0:
             await self._introduce(flow, upstream)
-        await relay_with(flow, conn, upstream, idle=self._idle)
+        accepted = watching(self._sniffer, flow, conn, egress, idle=self._idle) if found is None else None
+        await relay_with(flow, conn, upstream, accepted, idle=self._idle)
+
+    def _admit(self, flow: Flow, egress: Egress) -> None:
+        """Let the service decide about the host that the client asks for. Raise BypassDenied."""
+        if flow.sniffed is not None and flow.sniffed.host:
+            admit(flow, egress, named(flow.sniffed))
 
     async def _reached(self, flow: Flow, egress: Egress, dial: Dial[T]) -> T:
         if self._context.hop is not None:
             return await reach_target(flow, self._context, dial)
+        if flow.sniffed is not None and flow.sniffed.host:
+            return await dial(flow, named(flow.sniffed))
         if isinstance(egress, ServiceRouter) and egress.chains is None:
             raise NoTarget(
                 f"{self._context.service or 'forward'}: nothing says where to",
@@ -89,6 +112,9 @@ class ForwardHandler:
     async def _datagrams(self, flow: Flow, conn: Datagrams, egress: Egress) -> None:
         """Join one client's datagrams with a target; how long it may be silent the listener says (FW04)."""
         flow.network = "udp"
+        if self._sniffer is not None:
+            conn = await self._sniffer.look_at_datagrams(flow, conn)
+            self._admit(flow, egress)
         upstream = await self._reached(flow, egress, egress.associate)
         try:
             flow.connected = True
@@ -99,3 +125,17 @@ class ForwardHandler:
             await pump(flow, conn, upstream, self._read_timeout if self._stateless else self._idle)
         finally:
             upstream.abort()
+
+
+async def _answer(client: Stream, error: GostnetError) -> None:
+    """Tell an HTTP client why nothing was reached: 403 for what a policy refuses, 502 without a target, else 503."""
+    status = 403 if isinstance(error, PolicyDenied) else 502 if isinstance(error, NoTarget) else 503
+    line = f"HTTP/1.1 {status} {reason_of(status)}".encode("ascii")
+    try:
+        await client.send(head_bytes(line, [(b"Content-Length", b"0"), (b"Connection", b"close")]))
+        if isinstance(client, SocketStream):
+            # Closing with unread bytes would send a reset, which may overtake the answer.
+            client.take_unread()
+            client.receive_now()
+    except ConnError:
+        pass

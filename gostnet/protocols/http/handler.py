@@ -13,7 +13,7 @@ from ...core.address import Endpoint
 from ...core.egress import Egress
 from ...core.errors import AuthDenied, BypassDenied, EndOfStream, GostnetError, PolicyDenied, ProtocolError
 from ...core.flow import Flow
-from ...core.options import Bytes, Seconds, opt
+from ...core.options import Bytes, Seconds, group, opt
 from ...core.registry import component
 from ...core.stream import Stream
 from ...core.tasks import deadline
@@ -21,6 +21,7 @@ from ...dataplane.framed import TunDatagrams
 from ...dataplane.pump import pump
 from ...pipeline.handler import HandlerContext, forward
 from ...pipeline.router import ServiceRouter
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watching
 from ...wire.http1 import HeadReader, HeadTooLarge, Request, field_problem, parse_request
 from .answer import part, status_of
 from .codec import AGENT, Replies, connect_target, credentials, wants_udp
@@ -80,6 +81,8 @@ class HttpHandler:
         hash: str = opt("", "What the hash strategy hashes instead of the client: the target.", choices=("", "host"))
         auth_basic_realm: str = opt("gost", "Realm of the challenge.")
         proxy_agent: str = opt(AGENT, "Value of Proxy-Agent.", key="proxyAgent", aliases=("http.proxyAgent",))
+        sniffing: SniffingOptions = group(SniffingOptions)
+        mitm: InterceptionOptions = group(InterceptionOptions)
 
         def validate(self) -> Iterable[tuple[str, str]]:
             """Yield what cannot be written into an HTTP head, and decoys that make no sense."""
@@ -98,6 +101,7 @@ class HttpHandler:
         self._read_timeout = options.read_timeout or 15.0
         self._idle_timeout = max(0.0, options.idle_timeout)
         self._hash_target = options.hash == "host"
+        self._sniffer = Sniffer.of(options.sniffing)
         self._udp = options.udp
         self._replies = Replies(options.proxy_agent or AGENT, options.auth_basic_realm or "gost", options.header)
         self._decoy: Decoy | None = None
@@ -225,7 +229,9 @@ class HttpHandler:
         flow.network = "tcp"
         established = self._replies.established
         try:
-            await forward(flow, conn, egress, lambda _: conn.send(established), idle=self._idle_timeout)
+            idle = self._idle_timeout
+            accepted = watching(self._sniffer, flow, conn, egress, lambda _: conn.send(established), idle=idle)
+            await forward(flow, conn, egress, accepted, idle=idle)
         except GostnetError as exc:
             if not flow.connected:
                 await part(conn, self._replies.refusal(status_of(exc)))

@@ -15,7 +15,7 @@ from ...core.drive import run_handshake
 from ...core.egress import Egress
 from ...core.errors import AuthDenied, ConnError, GostnetError, PolicyDenied, ProtocolError
 from ...core.flow import Flow
-from ...core.options import Bytes, Seconds, opt
+from ...core.options import Bytes, Seconds, group, opt
 from ...core.registry import component
 from ...core.sockets import SocketStream
 from ...core.stream import Stream
@@ -23,8 +23,9 @@ from ...dataplane.framed import LengthDatagrams, TunDatagrams
 from ...dataplane.opening import Opening
 from ...dataplane.pump import Filter, pump
 from ...pipeline.forwarding import NoTarget, reach_target
-from ...pipeline.handler import HandlerContext, relay_with, request_deadline
+from ...pipeline.handler import Accepted, HandlerContext, relay_with, request_deadline
 from ...pipeline.router import ServiceRouter
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watching
 from .codec import Command, Network, Request, Status, encode_response, read_request
 
 T = TypeVar("T")
@@ -65,6 +66,8 @@ class RelayHandler:
             key="udp.bufferSize",
             aliases=("udpBufferSize",),
         )
+        sniffing: SniffingOptions = group(SniffingOptions)
+        mitm: InterceptionOptions = group(InterceptionOptions)
 
     def __init__(self, options: Options, context: HandlerContext) -> None:
         self._context = context
@@ -73,6 +76,7 @@ class RelayHandler:
         self._nodelay = options.nodelay
         self._bind = options.bind
         self._hash_target = options.hash == "host"
+        self._sniffer = Sniffer.of(options.sniffing)
 
     async def handle(self, flow: Flow, conn: Stream, egress: Egress) -> None:
         """Read the request and do what it asks. Every refusal is answered, then raised for the record."""
@@ -112,7 +116,7 @@ class RelayHandler:
             await self._exchange(flow, conn, association, target)
         else:
             upstream = await _answered(conn, egress.connect(flow, target), Status.NETWORK_UNREACHABLE)
-            await self._join(flow, conn, upstream)
+            await self._join(flow, conn, upstream, egress)
 
     async def _forward(self, flow: Flow, conn: Stream, udp: bool, egress: Egress) -> None:
         """Go to a target of the forwarder; command and address of the request do not count (RL07)."""
@@ -123,13 +127,19 @@ class RelayHandler:
             await self._exchange(flow, conn, association, flow.target or Endpoint("", 0))
         else:
             upstream = await _answered(conn, reach_target(flow, context, egress.connect), Status.HOST_UNREACHABLE)
-            await self._join(flow, conn, upstream)
+            await self._join(flow, conn, upstream, None)
 
-    async def _join(self, flow: Flow, conn: Stream, upstream: Stream) -> None:
-        if self._nodelay:
-            await relay_with(flow, conn, upstream, lambda _: conn.send(OK))
-        else:
-            await relay_with(flow, Opening(conn, prefix=OK), upstream)
+    async def _join(self, flow: Flow, conn: Stream, upstream: Stream, egress: Egress | None) -> None:
+        """Join the two; what a client asks for of its own choice is looked at, a target of the forwarder is not."""
+
+        async def accept(upstream: Stream) -> None:
+            await conn.send(OK)
+
+        accepted: Accepted | None = accept if self._nodelay else None
+        client = conn if self._nodelay else Opening(conn, prefix=OK)
+        if egress is not None:
+            accepted = watching(self._sniffer, flow, client, egress, accepted)
+        await relay_with(flow, client, upstream, accepted)
 
     async def _exchange(self, flow: Flow, conn: Stream, upstream: Datagrams, target: Endpoint) -> None:
         """Pass datagrams of one target, in length frames. It lives as long as the connection, however idle."""

@@ -8,11 +8,12 @@ from ...core.drive import run_handshake
 from ...core.egress import Egress
 from ...core.errors import AuthDenied, ConnError, GostnetError, PolicyDenied, ProtocolError
 from ...core.flow import Flow
-from ...core.options import Seconds, opt
+from ...core.options import Seconds, group, opt
 from ...core.registry import component
 from ...core.sockets import SocketStream
 from ...core.stream import Stream
 from ...pipeline.handler import HandlerContext, relay_with, request_deadline
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watching
 from .codec import CONNECT, Code, encode_reply, read_request
 
 GRANTED = encode_reply(Code.GRANTED)
@@ -30,12 +31,15 @@ class Socks4Handler:
 
         read_timeout: Seconds = opt(15.0, "Time for the client's request.")
         hash: str = opt("", "What the hash strategy hashes instead of the client: the target.", choices=("", "host"))
+        sniffing: SniffingOptions = group(SniffingOptions)
+        mitm: InterceptionOptions = group(InterceptionOptions)
 
     def __init__(self, options: Options, context: HandlerContext) -> None:
         self._context = context
         # GOST: a value that makes no sense means the default.
         self._read_timeout = options.read_timeout if options.read_timeout > 0 else 15.0
         self._hash_target = options.hash == "host"
+        self._sniffer = Sniffer.of(options.sniffing)
 
     async def handle(self, flow: Flow, conn: Stream, egress: Egress) -> None:
         """Read the request, connect, reply, relay. Every refusal is replied to, then raised for the record."""
@@ -54,7 +58,9 @@ class Socks4Handler:
         except GostnetError as exc:
             await _refuse(conn, Code.BYPASSED if isinstance(exc, PolicyDenied) else Code.FAILED)
             raise
-        await relay_with(flow, conn, upstream, lambda _: conn.send(GRANTED))
+        await relay_with(
+            flow, conn, upstream, watching(self._sniffer, flow, conn, egress, lambda _: conn.send(GRANTED))
+        )
 
 
 async def _refuse(client: Stream, code: Code) -> None:

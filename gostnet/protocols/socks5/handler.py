@@ -16,7 +16,7 @@ from ...core.drive import run_handshake
 from ...core.egress import Egress
 from ...core.errors import ConnError, GostnetError, KernelError, PolicyDenied, ProtocolError
 from ...core.flow import Flow
-from ...core.options import Bytes, Seconds, opt
+from ...core.options import Bytes, Seconds, group, opt
 from ...core.registry import component
 from ...core.sockets import ListenOptions, SocketStream, UdpSocket, listen_udp
 from ...core.stream import Stream
@@ -27,6 +27,7 @@ from ...pipeline.direct import Direct
 from ...pipeline.handler import HandlerContext, relay_with, request_deadline
 from ...pipeline.node import resolved
 from ...pipeline.router import ServiceRouter
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watching
 from .associate import ClientDatagrams, Lookup, until_end
 from .codec import Command, Credentials, Method, Reply, Request, encode_reply, serve, serve_request
 
@@ -83,6 +84,8 @@ class Socks5Handler:
             "Tor's RESOLVE is not available in this version and is refused.",
             aliases=("enableTor", "socks5.tor"),
         )
+        sniffing: SniffingOptions = group(SniffingOptions)
+        mitm: InterceptionOptions = group(InterceptionOptions)
 
     def __init__(self, options: Options, context: HandlerContext) -> None:
         self._context = context
@@ -90,6 +93,7 @@ class Socks5Handler:
         self._read_timeout = options.read_timeout if options.read_timeout > 0 else 15.0
         self._tls = None if options.no_tls else context.tls
         self._hash_target = options.hash == "host"
+        self._sniffer = Sniffer.of(options.sniffing)
         self._options = options
         self._listening = ListenOptions(netns=context.netns)
         public = Endpoint(options.public_addr, 0)
@@ -137,9 +141,11 @@ class Socks5Handler:
         except GostnetError as exc:
             await _refuse(client, _reply_to(exc, Reply.NETWORK_UNREACHABLE))
             raise
-        await relay_with(
-            flow, client, upstream, lambda upstream: client.send(encode_reply(Reply.SUCCEEDED, upstream.local))
-        )
+
+        async def accept(upstream: Stream) -> None:
+            await client.send(encode_reply(Reply.SUCCEEDED, upstream.local))
+
+        await relay_with(flow, client, upstream, watching(self._sniffer, flow, client, egress, accept))
 
     async def _others(self, flow: Flow, client: Stream, request: Request, egress: Egress) -> None:
         match request.command:
