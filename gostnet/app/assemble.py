@@ -9,9 +9,10 @@ from typing import Any
 from ..config import schema
 from ..config.common_options import ServiceOptions
 from ..core.address import ANY, parse_endpoint
-from ..core.contracts import Authenticator, Policies, Resolver, TrafficLimiter
+from ..core.contracts import Authenticator, Policies, RateLimiter, Resolver, TrafficLimiter
 from ..core.errors import ConfigError, Unavailable
 from ..core.log import LEVELS, Logger, open_sink
+from ..core.packets import Packets
 from ..core.registry import Catalog
 from ..core.resources import MARK_OWN
 from ..core.stream import Stream
@@ -22,7 +23,7 @@ from ..pipeline.router import ServiceRouter
 from ..pipeline.service import Service
 from ..pipeline.transport import Listener, ListenerContext
 from ..policies import auth
-from ..policies.build import Build, build_admissions, build_authers, build_climiters, build_limiters
+from ..policies.build import Build, build_admissions, build_authers, build_climiters, build_limiters, build_rlimiters
 from ..transports.proxy_protocol import ProxyProtocol
 from .chains import Chains
 from .dialing import dial_options
@@ -76,6 +77,7 @@ class Assembler:
         self._admissions = build_admissions(config, build)
         self._limiters = build_limiters(config, build)
         self._climiters = build_climiters(config, build)
+        self._rlimiters = build_rlimiters(config, build)
         parts.make_resolvers(self._chains.way)
         for problem in build.problems:
             if problem.severity == "error":
@@ -134,6 +136,7 @@ class Assembler:
                 code="config.mismatch",
             )
         addresses: dict[Node, tuple[str, str]] = {}
+        requests = self._rate_limiter(section)
         context = HandlerContext(
             service=section.name,
             authenticator=self._authenticator(handler_section),
@@ -142,6 +145,7 @@ class Assembler:
             upstream_tls=self._parts.verifying,
             metadata=handler_section.metadata,
             tls=Lazy(lambda: self._parts.server_tls(handler_section.tls, f"{handler_section.path}.tls")),
+            requests=requests,
             netns=options.socket.netns,
             log=log,
         )
@@ -153,17 +157,19 @@ class Assembler:
             listener,
             handler,
             self._router(section, handler_section, options, log),
-            self._accept_policies(section),
+            self._accept_policies(section, listener, requests),
             log,
         )
 
     def _refuse_unbuilt(self, section: schema.Service) -> None:
         """Refuse what would silently not hold: limits that are configured must limit."""
-        for key, value in (("rlimiter", section.rlimiter), ("quotas", section.quotas)):
-            if value:
-                raise Unavailable(f"{section.path}.{key}: not available in this version")
+        if section.quotas:
+            raise Unavailable(f"{section.path}.quotas: not available in this version")
 
-    def _accept_policies(self, section: schema.Service) -> Policies:
+    def _rate_limiter(self, section: schema.Service) -> RateLimiter | None:
+        return self._parts.named(self._rlimiters, section.rlimiter, f"{section.path}.rlimiter", "rlimiter")
+
+    def _accept_policies(self, section: schema.Service, listener: Listener, requests: RateLimiter | None) -> Policies:
         admissions = self._parts.all_named(
             self._admissions,
             section.admission,
@@ -173,7 +179,11 @@ class Assembler:
             "admission",
         )
         limiter = self._parts.named(self._climiters, section.climiter, f"{section.path}.climiter", "climiter")
-        return Policies(tuple(admissions), limiter)
+        if requests is not None and issubclass(listener.source.yields, Packets):
+            # GOST: tun and tap do not ask; their one connection is no request, and refusing it would never end.
+            self._parts.log.warn(f"{section.path}.rlimiter has no meaning for a device")
+            requests = None
+        return Policies(tuple(admissions), limiter, requests)
 
     def _listener(
         self, section: schema.Service, listener: schema.Listener, options: ServiceOptions, log: Logger

@@ -23,7 +23,6 @@ UNSUPPORTED = frozenset(
         "Node.matcher",
         "Node.probe",
         "Service.quotas",
-        "Service.rlimiter",
     )
 )
 """Fields of the schema that would change where traffic goes, or bound it, and that this version does not act upon."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -60,6 +60,43 @@ class ConnectionLimiter(Protocol):
 
     def acquire(self, client: Endpoint) -> Slot | None:
         """Return a slot to be released at the end, None if the limit is reached."""
+
+
+class RateLimiter(Protocol):
+    """Bounds requests per second."""
+
+    def allow(self, client: Endpoint) -> bool:
+        """Count one request of `client` if it may pass."""
+
+
+class Volume(Protocol):
+    """A volume of traffic that may be used up; what counts and cuts is on the flows, as a `TrafficLimiter` puts it."""
+
+    name: str
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it is used up now."""
+
+
+class Entry(Protocol):
+    """One connection in the books."""
+
+    def running(self, cancel: Callable[[], object]) -> None:
+        """Take what ends the connection."""
+
+    def leave(self, *, refused: bool = False) -> None:
+        """Note its end, with what `flow` tells of it; `refused` if no handler has seen it."""
+
+
+class Books(Protocol):
+    """Counts and records the connections of a service."""
+
+    def enter(self, flow: Flow, conn: Any) -> Entry:
+        """Note a connection that was accepted, before anybody has decided about it."""
+
+    def become(self, state: str, message: str) -> None:
+        """Note a change of the service's state."""
 
 
 class TrafficLimiter(Protocol):
@@ -125,10 +162,23 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """The policies that a service decides when it accepts; the router decides the rest. No handler looks at them."""
+    """The policies that a service decides when it accepts; the router decides the rest. No handler looks at them.
+
+    requests   asked once for each connection, each new peer of a UDP listener, each DNS query
+    quotas     refuse who comes while one of them is used up
+    books      None where nobody wants statistics, records or quotas
+    """
 
     admissions: Sequence[Admission] = ()
     connections: ConnectionLimiter | None = None
+    requests: RateLimiter | None = None
+    quotas: Sequence[Volume] = ()
+    books: Books | None = None
+
+    @property
+    def guarding(self) -> bool:
+        """Whether there is anything to ask before a connection is served."""
+        return bool(self.admissions or self.connections is not None or self.requests is not None or self.quotas)
 
 
 def admitted(admissions: Iterable[Admission], client: Endpoint) -> bool:

@@ -71,6 +71,21 @@ class LimitDenied(PolicyDenied):
     code = "denied.limit"
 
 
+class RateDenied(LimitDenied):
+    """More requests came than the rate allows."""
+
+    code = "denied.rate"
+
+    def __init__(self) -> None:
+        super().__init__("rate limit")
+
+
+class QuotaDenied(LimitDenied):
+    """A quota is used up; it also ends flows that are under way."""
+
+    code = "denied.quota"
+
+
 class DialError(GostnetError):
     """An outgoing connection could not be made."""
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from ..core.contracts import Authenticator, Layer
+from ..core.contracts import Authenticator, Layer, RateLimiter
 from ..core.egress import Egress
-from ..core.errors import NoRoute, ProtocolError
+from ..core.errors import NoRoute, ProtocolError, QuotaDenied
 from ..core.flow import Flow
 from ..core.hub import current_hub
 from ..core.log import Logger, quiet
@@ -33,6 +33,7 @@ class HandlerContext:
     upstream_tls    the client side of TLS, which verifies, for handlers that ask servers of their own
     metadata        the handler's options as configured, for `auto`, which hands them to other handlers
     tls             the TLS layer of handlers that speak TLS inside their dialogue (SOCKS5 methods 0x80 and 0x82)
+    requests        the rate limit, for handlers whose connections carry many requests; the first has been counted
     netns           the network namespace of the service's sockets, for handlers that listen (SOCKS5 UDP ASSOCIATE)
     """
 
@@ -43,6 +44,7 @@ class HandlerContext:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tls: Layer | None = None
     upstream_tls: Layer | None = None
+    requests: RateLimiter | None = None
     netns: str = ""
     log: Logger = field(default_factory=quiet)
 
@@ -55,6 +57,10 @@ class HandlerContext:
             return False
         flow.user = client_id
         return True
+
+    def allows_request(self, flow: Flow) -> bool:
+        """Count one more request of a connection, if it may pass."""
+        return self.requests is None or self.requests.allow(flow.client)
 
     def forward_node(self, flow: Flow) -> Node:
         """Return the next target of the forwarder. Raise NoRoute when there is none."""
@@ -107,6 +113,9 @@ async def relay_with(
             await accepted(upstream)
         flow.connected = True
         await relay(flow, client, upstream, idle)
+    except QuotaDenied:
+        upstream.reset()
+        raise
     except BaseException:
         upstream.abort()
         raise

@@ -8,11 +8,12 @@ from collections import deque
 from enum import Enum
 from typing import Any
 
-from ..core.contracts import Closing, Handler, HandsOver, Policies, admitted
+from ..core.contracts import Closing, Handler, HandsOver, Policies, Slot, admitted
 from ..core.egress import Egress
-from ..core.errors import GostnetError, PolicyDenied
+from ..core.errors import GostnetError, LimitDenied, PolicyDenied, QuotaDenied, RateDenied
 from ..core.flow import Flow
 from ..core.log import DEBUG, INFO, Logger, quiet
+from ..core.stream import Stream
 from ..core.tasks import Scope, deadline
 from .transport import AcceptError, Listener
 
@@ -52,7 +53,7 @@ class Service:
         self.listener = listener
         self.handler = handler
         self.egress = egress
-        self.policies = policies or Policies()
+        self._set_policies(policies or Policies())
         self._set_log(log or quiet())
         self.state = State.RUNNING
         self.flows: dict[int, Flow] = {}
@@ -65,10 +66,17 @@ class Service:
         self.log = log
         self._flow_log = log.bind(kind="handler")
 
+    def _set_policies(self, policies: Policies) -> None:
+        self.policies = policies
+        self._plain = not policies.guarding and policies.books is None
+
     def _become(self, state: State, error: BaseException | None = None) -> None:
         self.state = state
         self.last_error = error
-        self.events.append(f"service {self.name} is {state.value}")
+        message = f"service {self.name} is {state.value}"
+        self.events.append(message)
+        if self.policies.books is not None:
+            self.policies.books.become(state.value, message)
 
     def adopt(self, fresh: Service) -> None:
         """Take over how connections are handled from `fresh`.
@@ -80,7 +88,7 @@ class Service:
         self._close_handler()
         self.handler = fresh.handler
         self.egress = fresh.egress
-        self.policies = fresh.policies
+        self._set_policies(fresh.policies)
         self.listener.layers = fresh.listener.layers
         self.listener.preface = fresh.listener.preface
         self._set_log(fresh.log)
@@ -118,25 +126,63 @@ class Service:
 
     def _take(self, flow: Flow, conn: Any) -> None:
         """Admit one accepted connection, or close it."""
-        policies = self.policies
         flow.service = self.name
         self.total += 1
-        if policies.admissions and self.listener.preface is None and not admitted(policies.admissions, flow.client):
-            self.log.debug(f"{flow.client} is not admitted", client=str(flow.client))
-            conn.abort()
+        assert self._scope is not None
+        if self._plain:
+            self._scope.launch(self._run(flow, conn))
             return
+        books = self.policies.books
+        entry = books.enter(flow, conn) if books is not None else None
+        try:
+            slot = self._admit(flow)
+        except PolicyDenied as exc:
+            self.log.debug(f"{flow.client}: {exc}", client=str(flow.client))
+            flow.error = exc
+            conn.abort()
+            if entry is not None:
+                entry.leave(refused=True)
+            return
+        fiber = self._scope.launch(self._run(flow, conn))
+        if slot is not None:
+            release = slot.release
+            fiber.add_done_callback(lambda _: release())
+        if entry is not None:
+            leave = entry.leave
+            entry.running(fiber.cancel)
+            fiber.add_done_callback(lambda _: leave())
+
+    def _admit(self, flow: Flow) -> Slot | None:
+        """Ask who decides about new connections, those that cost something last. Raise PolicyDenied.
+
+        Behind a preface the client is not known yet: who decides by it is asked again, by `_ask`, when it is.
+        """
+        policies = self.policies
+        for quota in policies.quotas:
+            if quota.blocked:
+                raise QuotaDenied(f"quota {quota.name!r} is used up")
+        known = self.listener.preface is None
+        if known and not admitted(policies.admissions, flow.client):
+            raise PolicyDenied("not admitted")
         slot = None
         if policies.connections is not None:
             slot = policies.connections.acquire(flow.client)
             if slot is None:
                 self.log.info(f"{flow.client}: connection limit reached", client=str(flow.client))
-                conn.abort()
-                return
-        assert self._scope is not None
-        fiber = self._scope.launch(self._run(flow, conn))
-        if slot is not None:
-            release = slot.release
-            fiber.add_done_callback(lambda _: release())
+                raise LimitDenied("connection limit reached")
+        if known and policies.requests is not None and not policies.requests.allow(flow.client):
+            if slot is not None:
+                slot.release()
+            raise RateDenied
+        return slot
+
+    def _ask(self, flow: Flow) -> None:
+        """Ask who decides by the client's address, once a preface has told it. Raise PolicyDenied."""
+        policies = self.policies
+        if not admitted(policies.admissions, flow.client):
+            raise PolicyDenied(f"{flow.client} is not admitted")
+        if policies.requests is not None and not policies.requests.allow(flow.client):
+            raise RateDenied
 
     async def _run(self, flow: Flow, conn: Any) -> None:
         """Serve one connection from its layers to its record. Swallows every error but a cancellation."""
@@ -145,19 +191,18 @@ class Service:
         try:
             if self.listener.preface is not None:
                 conn = await self.listener.preface.server(flow, conn)
-                if not admitted(self.policies.admissions, flow.client):
-                    raise PolicyDenied(f"{flow.client} is not admitted")
+                self._ask(flow)
             if self.listener.layers:
                 with deadline(self.HANDSHAKE):
                     conn = await self.listener.establish(flow, conn)
             await self.handler.handle(flow, conn, self.egress)
             await conn.aclose()
         except asyncio.CancelledError:
-            conn.abort()
+            self._drop(flow, conn)
             raise
         except GostnetError as exc:
             flow.error = exc
-            conn.abort()
+            self._drop(flow, conn)
         except TimeoutError as exc:
             flow.error = exc
             conn.abort()
@@ -170,6 +215,13 @@ class Service:
             del self.flows[id(flow)]
             if self.log.level <= INFO:
                 self._record(flow)
+
+    def _drop(self, flow: Flow, conn: Any) -> None:
+        """Close a connection that failed; reset one that a quota cut: a part must not be taken for the whole."""
+        if flow.connected and isinstance(flow.error, QuotaDenied) and isinstance(conn, Stream):
+            conn.reset()
+        else:
+            conn.abort()
 
     def _record(self, flow: Flow) -> None:
         """Write the one line that says what became of a connection."""

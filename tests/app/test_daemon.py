@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,10 @@ import yaml
 from gostnet import __version__
 from gostnet.core.address import Endpoint
 from gostnet.testing.clients import connect
-from gostnet.testing.processes import Process, gostnet
-from gostnet.testing.servers import Ports, Servers, serving_in_thread
+from gostnet.testing.processes import gostnet
+from gostnet.testing.servers import Servers
 
-Start = Callable[..., Process]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Start the daemon and wait until it is ready."""
-    running: list[Process] = []
-
-    def begin(*words: str, env: dict[str, str] | None = None) -> Process:
-        process = gostnet(*words, env={"HOME": str(tmp_path), **(env or {})})
-        running.append(process)
-        process.start()
-        process.wait_ready()
-        return process
-
-    yield begin
-    for process in running:
-        process.stop()
-
-
-@pytest.fixture
-def servers() -> Iterator[Servers]:
-    with serving_in_thread(None, ["127.0.0.1"], ports=Ports(http=0, https=0, echo=0, dns=0)) as found:
-        yield found
+from .kit import Start, listening, through
 
 
 def run(*words: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -59,29 +36,6 @@ def run(*words: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> s
         env={**os.environ, **(env or {})},
     )
     return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def listening(process: Process, service: str = "service-0") -> Endpoint:
-    """Return where a service listens, from the log."""
-    for line in process.errors.splitlines():
-        record = json.loads(line)
-        if record.get("service") == service and record["msg"].startswith("listening on "):
-            port = re.search(r":(\d+)/", record["msg"])
-            assert port is not None
-            return Endpoint("127.0.0.1", int(port[1]))
-    raise AssertionError(process.errors)
-
-
-def through(proxy: Endpoint, target: Endpoint) -> socket.socket:
-    """Connect to `target` by SOCKS5 without authentication."""
-    sock = connect(None, proxy)
-    host = socket.inet_aton(target.host)
-    sock.sendall(b"\5\1\0")
-    assert sock.recv(2) == b"\5\0"
-    sock.sendall(b"\5\1\0\1" + host + target.port.to_bytes(2, "big"))
-    reply = sock.recv(64)
-    assert reply[:2] == b"\5\0", reply
-    return sock
 
 
 # ---- words and exit codes -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from gostnet.core.stream import Stream
 from gostnet.core.tasks import Scope, run
 from gostnet.pipeline.service import Service, State
 from gostnet.pipeline.transport import AcceptError, Listener, Source
+from gostnet.policies.limits import RateLimits
 from gostnet.transports.tcp import TcpOptions, TcpSource
 
 from .kit import Direct
@@ -118,6 +119,57 @@ def test_s14_over_the_limit_is_refused_and_the_service_lives_on() -> None:
         again.abort()
         await stop(service, scope)
         assert limit.held == 0
+
+    run(main())
+
+
+def test_k07_requests_over_the_rate_are_closed_without_a_byte_and_hold_no_slot() -> None:
+    async def main() -> None:
+        now = [0.0]
+        rates = RateLimits.from_lines(["$$ 3"], clock=lambda: now[0])
+        limit = Limit(100)
+        service, scope = await started(Policies(connections=limit, requests=rates))
+        streams = [await client(service) for _ in range(8)]
+        for stream in streams[:4]:
+            assert await ask(stream, b"served") == b"served"
+        for stream in streams[4:]:
+            assert await stream.receive() == b""
+        assert (len(service.flows), limit.held, service.total) == (4, 4, 8)
+        now[0] += 1 / 3
+        late = await client(service)
+        assert await ask(late, b"served") == b"served"
+        for stream in (*streams, late):
+            stream.abort()
+        await stop(service, scope)
+        assert limit.held == 0
+
+    run(main())
+
+
+def test_k07_who_speaks_for_a_client_decides_whose_rate_it_is() -> None:
+    class Preface:
+        """Every connection comes from the next host, as a PROXY header may say."""
+
+        hosts = iter(("192.0.2.1", "192.0.2.2", "192.0.2.1"))
+
+        async def server(self, flow: Flow, below: Stream) -> Stream:
+            flow.client = Endpoint(next(self.hosts), 1)
+            return below
+
+        async def client(self, flow: Flow, below: Stream, name: str) -> Stream:
+            return below
+
+    async def main() -> None:
+        rates = RateLimits.from_lines(["192.0.2.0/24 0.1"], clock=lambda: 0.0)
+        service, scope = await started(Policies(requests=rates))
+        service.listener.preface = Preface()
+        first, second, third = await client(service), await client(service), await client(service)
+        assert await ask(first, b"one") == b"one"
+        assert await ask(second, b"two") == b"two"
+        assert await third.receive() == b""
+        for stream in (first, second, third):
+            stream.abort()
+        await stop(service, scope)
 
     run(main())
 

@@ -145,6 +145,7 @@ class DnsHandler:
                 free.release()
 
         held = bytearray()
+        first = True
         async with _all_of("dns") as scope:
             while True:
                 try:
@@ -159,6 +160,10 @@ class DnsHandler:
                 flow.meter.up += len(data)
                 held += data
                 for message in _frames(held):
+                    if not first and not self._context.allows_request(flow):
+                        self._context.log.debug(f"{flow.client}: rate limit", sid=flow.sid)
+                        return
+                    first = False
                     await free.acquire()
                     scope.launch(work(message))
 
