@@ -105,6 +105,7 @@ class Flow:
     packets    datagrams passed, both ways together
     sniffed    what the client's first bytes say, None where nobody looked or nothing was recognised
     host       the name that was sniffed, for logs
+    engine     how its bytes are moved: what is asked for before the relay, what does it then ("copy: tls")
     reason     why the flow went where it went, or was refused: one phrase for logs and explain
     """
 
@@ -112,6 +113,7 @@ class Flow:
         "_sid",
         "client",
         "connected",
+        "engine",
         "error",
         "hash",
         "host",
@@ -161,6 +163,7 @@ class Flow:
         self.error: BaseException | None = None
         self.reason = ""
         self.packets = 0
+        self.engine = "auto"
         self.connected = False
 
     @property

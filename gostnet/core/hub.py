@@ -35,9 +35,11 @@ class Hub:
         "_epoll",
         "_ready",
         "_running_ready",
+        "closing",
         "deadlines",
         "fiber",
         "loop",
+        "native",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -46,6 +48,10 @@ class Hub:
         """The fiber that runs at this moment (core.fiber)."""
         self.deadlines: dict[float, Any] = {}
         """The shared deadlines by duration (core.fiber)."""
+        self.native: Any = None
+        """The thread that moves bytes for this hub, if there is one (dataplane.native)."""
+        self.closing: list[Callable[[], object]] = []
+        """Called when the hub closes: what engines keep for it."""
         self._epoll = select.epoll(sizehint=1024)
         self._callbacks: dict[int, OnEvents] = {}
         self._closed: set[int] = set()
@@ -70,6 +76,12 @@ class Hub:
         if self._callbacks.pop(fd, None) is not None:
             self._closed.add(fd)
 
+    def surrender(self, fd: int) -> None:
+        """Stop watching `fd`, which stays open: from now on somebody else gets its edges."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._closed.add(fd)
+            self._epoll.unregister(fd)
+
     def call_ready(self, callback: Callable[[], object]) -> None:
         """Run `callback` in the loop's next turn: how a pump that used up its budget yields to the others."""
         self._ready.append(callback)
@@ -79,6 +91,8 @@ class Hub:
 
     def close(self) -> None:
         """Close the epoll set; sockets that are still registered belong to their owners."""
+        while self.closing:
+            self.closing.pop()()
         if not self._epoll.closed:
             if not self.loop.is_closed():
                 self.loop.remove_reader(self._epoll.fileno())

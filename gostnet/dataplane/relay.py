@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal, TypeAlias
+
 from ..core.errors import ConnError
 from ..core.flow import Flow
 from ..core.sockets import SocketStream
 from ..core.stream import Stream
 from . import copy, splice
+from .native.engine import Engine, engine
 from .opening import Opening, between, bottom
+
+Choice: TypeAlias = Literal["auto", "copy", "splice", "native"]
+"""What `Flow.engine` asks for. An engine that is not there, or cannot take the streams, gives way to the next one."""
+
+CHOICES: Final[tuple[Choice, ...]] = ("auto", "copy", "splice", "native")
 
 
 def leaf(stream: Stream) -> Stream:
@@ -24,24 +32,50 @@ async def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0)
     """Move bytes both ways until both ends have said their last, then return; half-close is kept without a time limit.
 
     The caller closes both streams right after: the last direction to end leaves its FIN to that.
-    `flow` gives shapers and taps and takes the exact counts. Raise ConnError when a side broke (both are then reset,
-    so that neither takes a cut answer for a whole one), IdleTimeout after `idle` seconds without a byte.
+    `flow` gives shapers and taps and takes the exact counts; `flow.engine` says which engine is wanted, and afterwards
+    which one it was and why. Raise ConnError when a side broke (both are then reset, so that neither takes a cut answer
+    for a whole one), IdleTimeout after `idle` seconds without a byte.
     """
     below_client, below_upstream = leaf(client), leaf(upstream)
     first: splice.First = (None, None)
-    if isinstance(below_client, Opening) or isinstance(below_upstream, Opening):
+    wanted = flow.engine
+    if wanted != "copy" and (isinstance(below_client, Opening) or isinstance(below_upstream, Opening)):
         sockets = bottom(below_client), bottom(below_upstream)
         if splice.fits(flow, *sockets):
             first = between(below_client, below_upstream)
             below_client, below_upstream = sockets
     try:
-        if splice.fits(flow, below_client, below_upstream):
+        if wanted != "copy" and splice.fits(flow, below_client, below_upstream):
             assert isinstance(below_client, SocketStream)
             assert isinstance(below_upstream, SocketStream)
-            await splice.relay(flow, below_client, below_upstream, idle, first)
+            thread, patience = _thread(flow, wanted, below_client)
+            await splice.relay(flow, below_client, below_upstream, idle, first, thread, patience)
         else:
+            flow.engine = _why_copy(flow, wanted, below_client, below_upstream)
             await copy.relay(flow, below_client, below_upstream, idle)
     except ConnError:
         below_client.reset()
         below_upstream.reset()
         raise
+
+
+def _thread(flow: Flow, wanted: str, client: SocketStream) -> tuple[Engine | None, int]:
+    """Return the thread that may take the flow and how patiently, and note what the flow begins with."""
+    if wanted == "splice":
+        flow.engine = "splice: asked for"
+        return None, 0
+    thread, reason = engine(client.readiness.hub)
+    if thread is None:
+        flow.engine = f"splice: native is {reason}"
+        return None, 0
+    flow.engine = "splice: short"
+    return thread, 0 if wanted == "native" else splice.PATIENCE
+
+
+def _why_copy(flow: Flow, wanted: str, client: Stream, upstream: Stream) -> str:
+    if wanted == "copy":
+        return "copy: asked for"
+    for stream in (client, upstream):
+        if type(stream) is not SocketStream:
+            return f"copy: {type(stream).__name__} is no plain socket"
+    return "copy: somebody looks at the bytes"

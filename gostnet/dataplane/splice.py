@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import select
 import socket
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 from ..core.errors import GostnetError, IdleTimeout, conn_error
 from ..core.fiber import Gate
 from ..core.flow import Flow, Meter, Shaper
-from ..core.hub import READABLE, Hub
+from ..core.hub import READABLE
 from ..core.sockets import SocketStream
 from . import shaper as limits
+from .native.engine import Engine
+from .native.library import Record
 from .opening import FirstBytes
-
-PIPE_SIZE = 262144
-"""Bytes: 64 KiB halves the rate, 1 MiB gains nothing and exhausts pipe-user-pages-soft sooner (measured)."""
+from .pipes import Pipe, PipePool, pipe_pool
 
 SMALL = 16384
 """Bytes of one recv. A read that fills it says bulk."""
@@ -33,72 +31,16 @@ SMALL = 16384
 BUDGET = 12
 """Rounds before a direction yields, so that one fast stream does not starve the others."""
 
+PATIENCE = 8
+"""Edges after which a flow is no short one any more: a request and its answer are two to four."""
+
+_NOTHING = (0, 0, 0, 0)
 _MOST = 1 << 20
 _FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
-_F_SETPIPE_SZ = 1031
 _HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-
-Pipe = tuple[int, int]
 
 First = tuple[FirstBytes | None, FirstBytes | None]
 """What is done to the first bytes of the two directions: up, down."""
-
-
-class PipePool:
-    """Empty pipes, kept for the next burst. One per hub, bounded."""
-
-    __slots__ = ("__weakref__", "_free", "out")
-
-    KEEP = 64
-
-    def __init__(self) -> None:
-        self._free: list[Pipe] = []
-        self.out = 0
-
-    def take(self) -> Pipe | None:
-        """Return a pipe, None when the process has no descriptors left for one."""
-        if self._free:
-            self.out += 1
-            return self._free.pop()
-        try:
-            read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            fcntl.fcntl(write, _F_SETPIPE_SZ, PIPE_SIZE)
-        except OSError:
-            pass  # beyond pipe-user-pages-soft the pipe keeps its default size: slower, not wrong
-        self.out += 1
-        return read, write
-
-    def put(self, pipe: Pipe, *, empty: bool) -> None:
-        """Give a pipe back; one that still holds bytes of a dead flow is closed."""
-        self.out -= 1
-        if empty and len(self._free) < self.KEEP:
-            self._free.append(pipe)
-        else:
-            os.close(pipe[0])
-            os.close(pipe[1])
-
-    def close(self) -> None:
-        """Close the kept pipes."""
-        while self._free:
-            for fd in self._free.pop():
-                os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-_pools: WeakKeyDictionary[Hub, PipePool] = WeakKeyDictionary()
-
-
-def pipe_pool(hub: Hub) -> PipePool:
-    """Return the pool of `hub`'s loop."""
-    pool = _pools.get(hub)
-    if pool is None:
-        pool = _pools[hub] = PipePool()
-    return pool
 
 
 class _Half:
@@ -108,6 +50,8 @@ class _Half:
     hung_up     the source's peer has closed, and its edge has been: read on until the end of stream
     first       what is done to the first bytes, None when that is over, or was never anything
     failed      the sink refused bytes; what the other direction still has to say is delivered all the same
+    granted     bytes for which the limits gave the native thread leave
+    stops_at_bulk   bulk is somebody else's to move: stop when it begins
     """
 
     __slots__ = (
@@ -116,6 +60,7 @@ class _Half:
         "eof",
         "failed",
         "first",
+        "granted",
         "hung_up",
         "in_pipe",
         "meter",
@@ -126,6 +71,7 @@ class _Half:
         "shapers",
         "sink",
         "source",
+        "stops_at_bulk",
         "try_read",
         "up",
     )
@@ -153,6 +99,8 @@ class _Half:
         self.pipe: Pipe | None = None
         self.in_pipe = 0
         self.bulk = False
+        self.stops_at_bulk = False
+        self.granted = 0
         self.eof = False
         self.done = False
         self.failed: OSError | None = None
@@ -187,6 +135,8 @@ class _Half:
                 return False
             if not self.try_read or self.paused:
                 return False
+            if self.bulk and self.stops_at_bulk:
+                return True
             # 2. how much may come in
             wanted = _MOST if self.bulk else SMALL
             if self.shapers:
@@ -201,7 +151,7 @@ class _Half:
                 if self.shapers:
                     limits.give_back(self.shapers, wanted)
                 self.try_read = self.bulk = False
-                self._free_pipe()
+                self.free_pipe()
                 return False
             if self.shapers and got < wanted:
                 limits.give_back(self.shapers, wanted - got)
@@ -281,7 +231,8 @@ class _Half:
                 self.failed = exc
         self.sink.mark_eof_sent()
 
-    def _free_pipe(self) -> None:
+    def free_pipe(self) -> None:
+        """Give the pipe back to the pool."""
         if self.pipe is not None:
             self.pool.put(self.pipe, empty=not self.in_pipe)
             self.pipe = None
@@ -289,24 +240,33 @@ class _Half:
     def stop(self) -> None:
         """End the direction; a pipe that still holds bytes is closed with them."""
         self.done = True
-        self._free_pipe()
+        self.free_pipe()
         self.in_pipe = 0
         self.rest = b""
 
 
 class _Pair:
-    """Two halves, the events of both sockets, and one gate that opens at the end of it all."""
+    """Two halves, the events of both sockets, and one gate that opens at the end of it all.
+
+    With an `engine` it moves into the native thread as soon as it has shown that it lives on: by `patience` edges, or
+    by a read that fills its buffer. A short flow never pays for the move.
+    """
 
     __slots__ = (
+        "_base",
+        "_engine",
         "_error",
         "_gate",
         "_hub",
         "_idle",
+        "_number",
+        "_patience",
         "_queued",
         "_seen",
         "_timers",
         "client",
         "down",
+        "flow",
         "meter",
         "up",
         "upstream",
@@ -319,10 +279,13 @@ class _Pair:
         upstream: SocketStream,
         idle: float,
         first: First,
+        engine: Engine | None,
+        patience: int,
     ) -> None:
         hub = client.readiness.hub
         pool = pipe_pool(hub)
         shapers = flow.shapers
+        self.flow = flow
         self.meter = flow.meter
         self.client = client
         self.upstream = upstream
@@ -335,6 +298,11 @@ class _Pair:
         self._timers: list[asyncio.TimerHandle] = []
         self._gate = Gate(hub)
         self._error: GostnetError | None = None
+        self._engine = engine
+        self._patience = patience
+        self._number: int | None = None
+        self._base = _NOTHING
+        self.up.stops_at_bulk = self.down.stops_at_bulk = engine is not None
 
     async def run(self) -> None:
         """Join the sockets until both directions have ended. Raise ConnError."""
@@ -348,8 +316,16 @@ class _Pair:
                 self.up.begin_unasked()
                 self.down.begin_unasked()
                 self._go()
+            if self._engine is not None and not self._patience and not self._gate.is_open:
+                self._move_in()
             await self._gate.wait()
         finally:
+            if self._number is not None:
+                assert self._engine is not None
+                self._engine.cancel(self._number, self)
+            for half, taken in ((self.up, self._base[0]), (self.down, self._base[1])):
+                if half.granted > taken:
+                    limits.give_back(half.shapers, half.granted - taken)
             self.up.stop()
             self.down.stop()
             for timer in self._timers:
@@ -380,6 +356,10 @@ class _Pair:
                 self._pump(reads, writes)
         if (writes.rest or writes.in_pipe) and not writes.done:
             self._pump(writes, reads)
+        if self._engine is not None:
+            self._patience -= 1
+            if self._patience <= 0:
+                self._move_in()
 
     def _pump(self, half: _Half, other: _Half) -> None:
         """Pump one direction and see to what follows from it."""
@@ -400,6 +380,10 @@ class _Pair:
                 other.try_read = other.hung_up = more = True
         elif half.paused:
             self._resume_later(half)
+        if more and half.bulk and half.stops_at_bulk:
+            if self._move_in():
+                return
+            half.stops_at_bulk = False  # something is under way in the other direction: an edge will try again
         if more and not self._queued:
             self._queued = True
             self._hub.call_ready(self._go)
@@ -429,12 +413,91 @@ class _Pair:
 
     def _watch(self) -> None:
         """End the pair when no byte has moved for `idle` seconds; looks twice per period."""
+        if self._number is not None:
+            assert self._engine is not None
+            self._engine.count(self._number, self)
         moved = self.meter.up + self.meter.down
         if moved == self._seen:
             self._fail(IdleTimeout(f"idle for {self._idle:g}s"))
             return
         self._seen = moved
         self._timers[:] = [asyncio.get_running_loop().call_later(self._idle, self._watch)]
+
+    # ---- inside the native thread --------------------------------------------------------------
+    def _move_in(self) -> bool:
+        """Hand the sockets over to the thread if nothing is under way at this moment; tell whether that was done."""
+        up, down, engine = self.up, self.down, self._engine
+        if engine is None or self._gate.is_open or self._number is not None:
+            return self._number is not None
+        for half in (up, down):
+            if half.rest or half.in_pipe or half.first is not None or half.paused or half.failed is not None:
+                return False
+            if half.eof and not half.done:
+                return False
+        sockets = self.client.readiness, self.upstream.readiness
+        for readiness in sockets:
+            self._hub.surrender(readiness.fd)
+            readiness.registered = False
+        number = engine.add(
+            self,
+            sockets[0].fd,
+            sockets[1].fd,
+            limited=bool(up.shapers) | bool(down.shapers) << 1,
+            done=up.done | down.done << 1,
+        )
+        if number is None:
+            self._engine = None
+            self.client.readiness.claim(self._client_events)  # brings an edge, and with it whatever came meanwhile
+            self.upstream.readiness.claim(self._upstream_events)
+            return False
+        self._number = number
+        up.free_pipe()
+        down.free_pipe()
+        self.flow.engine = "native"
+        return True
+
+    def counted(self, record: Record) -> None:
+        """Add what the thread has moved since it was last told."""
+        now = (record.taken[0], record.taken[1], record.moved[0], record.moved[1])
+        base, self._base = self._base, now
+        self.client.received += now[0] - base[0]
+        self.upstream.received += now[1] - base[1]
+        up, down = now[2] - base[2], now[3] - base[3]
+        self.upstream.sent += up
+        self.meter.up += up
+        self.client.sent += down
+        self.meter.down += down
+
+    def wants(self, up: bool, size: int) -> None:
+        """Let the thread have what the limits grant, at once or as soon as they grant something."""
+        half = self.up if up else self.down
+        number, engine = self._number, self._engine
+        if number is None or engine is None or self._gate.is_open:
+            return
+        allowed = limits.grant(half.shapers, min(size, _MOST))
+        if allowed:
+            half.granted += allowed
+            engine.grant(number, up, allowed)
+            return
+        loop = self._hub.loop
+        now = loop.time()
+        self._timers[:] = [timer for timer in self._timers if not timer.cancelled() and timer.when() > now]
+        self._timers.append(loop.call_later(limits.delay(half.shapers), self.wants, up, size))
+
+    def ended(self, record: Record) -> None:
+        """Take the end of both directions from the thread."""
+        self._number = None
+        if record.shut & 1:
+            self.upstream.mark_eof_sent()
+        if record.shut & 2:
+            self.client.mark_eof_sent()
+        for half, code in ((self.up, record.failed[0]), (self.down, record.failed[1])):
+            if code:
+                half.failed = OSError(code, os.strerror(code))
+        if record.error:
+            self._fail(conn_error(OSError(record.error, os.strerror(record.error))))
+        else:
+            self._gate.open()
 
 
 def fits(flow: Flow, client: object, upstream: object) -> bool:
@@ -448,10 +511,13 @@ async def relay(
     upstream: SocketStream,
     idle: float = 0.0,
     first: First = (None, None),
+    engine: Engine | None = None,
+    patience: int = PATIENCE,
 ) -> None:
     """Join two sockets until both directions have ended; counts exactly into `flow.meter` and the sockets.
 
     Raise ConnError when one breaks, IdleTimeout after `idle` seconds without a byte (0: never), and what `first` raises
     of headers. Cancelling leaves no descriptor behind; closing the streams stays the caller's business.
+    With `engine`, a flow that lives on is moved by its thread: after `patience` edges, at once with 0.
     """
-    await _Pair(flow, client, upstream, idle, first).run()
+    await _Pair(flow, client, upstream, idle, first, engine, patience).run()

@@ -15,8 +15,8 @@ from gostnet.core.sockets import SocketStream
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import run, together
 from gostnet.dataplane.opening import Opening
+from gostnet.dataplane.pipes import pipe_pool
 from gostnet.dataplane.relay import leaf, relay
-from gostnet.dataplane.splice import pipe_pool
 from gostnet.testing.conformance import check_stream
 from gostnet.testing.memory import Faults, Trickle, stream_pair
 

@@ -16,8 +16,9 @@ from gostnet.core.hub import current_hub
 from gostnet.core.sockets import SocketStream
 from gostnet.core.stream import CHUNK, Buffer, Stream
 from gostnet.core.tasks import Scope, run, together
+from gostnet.dataplane.native.engine import engine as native_engine
+from gostnet.dataplane.pipes import pipe_pool
 from gostnet.dataplane.relay import relay
-from gostnet.dataplane.splice import pipe_pool
 
 
 class Opaque(Stream):
@@ -67,7 +68,8 @@ class Rig:
         self.client, inner_client = tcp_pair()
         inner_server, self.server = tcp_pair()
         self.flow = Flow()
-        wrap: Callable[[SocketStream], Stream] = {"copy": Opaque, "splice": Clear}[engine]
+        self.flow.engine = engine
+        wrap: Callable[[SocketStream], Stream] = {"copy": Opaque}.get(engine, Clear)
         self.inner = (wrap(inner_client), wrap(inner_server))
 
     async def run(self, idle: float = 0.0) -> None:
@@ -82,7 +84,7 @@ class Rig:
             stream.abort()
 
 
-ENGINES = pytest.mark.parametrize("engine", ["copy", "splice"])
+ENGINES = pytest.mark.parametrize("engine", ["copy", "splice", "native"])
 LOOPS = pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
 
 
@@ -266,7 +268,9 @@ def test_the_last_words_of_a_server_that_stopped_listening_are_delivered(engine:
 @ENGINES
 def test_cancelling_leaves_no_descriptor(engine: str) -> None:
     async def main() -> None:
-        pool = pipe_pool(current_hub())
+        hub = current_hub()
+        pool = pipe_pool(hub)
+        native_engine(hub)  # what the thread itself holds stays
         before = descriptors()
         rig = Rig(engine)
         scope = Scope("test")

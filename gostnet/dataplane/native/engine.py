@@ -1,0 +1,182 @@
+"""The engine over the native relay: one C thread per hub, its news by an eventfd that the hub watches."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import weakref
+from typing import Final, Protocol
+
+from ...core.hub import Hub
+from .library import ENDED, WANTS, Library, Record, load
+
+BATCH: Final = 64
+"""Records taken from the library at once."""
+
+REFRESH: Final = 1.0
+"""Seconds between looks at the counters of flows that are inside, so that meters show bytes of running flows."""
+
+
+class Passenger(Protocol):
+    """A flow inside the thread, as the engine sees it. The calls come from the loop."""
+
+    def counted(self, record: Record) -> None:
+        """Take the counters, which begin with 0 at `add`."""
+
+    def wants(self, up: bool, size: int) -> None:
+        """Grant leave for some of the `size` bytes that wait in this direction, now or later."""
+
+    def ended(self, record: Record) -> None:
+        """Take the end: the thread has let go of the sockets."""
+
+
+class Engine:
+    """The thread of one hub, and the flows inside it. Made for the first flow; ends with the hub."""
+
+    __slots__ = (
+        "__weakref__",
+        "_events",
+        "_hub",
+        "_inside",
+        "_library",
+        "_one",
+        "_records",
+        "_relay",
+        "_stop",
+        "_timer",
+    )
+
+    def __init__(self, hub: Hub, library: Library) -> None:
+        """Start the thread. Raise OSError."""
+        self._hub = hub
+        self._library = library
+        self._inside: dict[int, Passenger] = {}
+        self._records = (Record * BATCH)()
+        self._one = Record()
+        self._timer: asyncio.TimerHandle | None = None
+        self._events = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._relay = library.start(self._events)
+        if not self._relay:
+            os.close(self._events)
+            raise OSError("the thread of the native relay could not be started")
+        # Also without `Hub.close`, and never in a fork, which has no such thread.
+        self._stop = weakref.finalize(self, _stop, library, self._relay, self._events, os.getpid())
+        hub.register(self._events, self._news)
+        hub.closing.append(self.close)
+
+    def __len__(self) -> int:
+        """Flows inside."""
+        return len(self._inside)
+
+    def add(self, passenger: Passenger, client: int, upstream: int, *, limited: int = 0, done: int = 0) -> int | None:
+        """Hand two descriptors over, which no hub watches any more; return the flow's number, None if that failed.
+
+        Bits of `limited`: the direction (1 up, 2 down) moves only what `grant` allows; of `done`: it has ended.
+        """
+        if not self._stop.alive:
+            return None
+        number: int = self._library.add(self._relay, client, upstream, limited, done)
+        if number < 0:
+            return None
+        self._inside[number] = passenger
+        if self._timer is None:
+            self._timer = self._hub.loop.call_later(REFRESH, self._refresh)
+        return number
+
+    def cancel(self, number: int, passenger: Passenger) -> None:
+        """Take a flow back, unless it has ended: the descriptors are the caller's again.
+
+        Its `counted` is called once more.
+        """
+        if self._stop.alive and self._inside.get(number) is passenger:
+            del self._inside[number]
+            self._library.cancel(self._relay, number, self._one)
+            passenger.counted(self._one)
+
+    def grant(self, number: int, up: bool, size: int) -> None:
+        """Let a limited direction move `size` bytes more."""
+        if self._stop.alive:
+            self._library.grant(self._relay, number, 0 if up else 1, size)
+
+    def count(self, number: int, passenger: Passenger) -> None:
+        """Have `counted` called with the counters of this moment, unless the flow has ended."""
+        if self._stop.alive and self._inside.get(number) is passenger:
+            self._library.count(self._relay, number, self._one)
+            passenger.counted(self._one)
+
+    def _news(self, _: int) -> None:
+        try:
+            os.eventfd_read(self._events)
+        except BlockingIOError:
+            pass
+        records, inside = self._records, self._inside
+        while True:
+            count: int = self._library.news(self._relay, records, BATCH)
+            # A number is free again as soon as its end has been told, and whoever hears of an end may hand over the
+            # next pair at once: so first all that have ended leave.
+            told = [(record, _leave(record, inside)) for record in records[:count]]
+            for record, passenger in told:
+                if passenger is not None:
+                    _tell(record, passenger)
+            if count < BATCH:
+                return
+
+    def _refresh(self) -> None:
+        """Bring the meters up to date, and look again while anything is inside."""
+        if not self._inside:
+            self._timer = None
+            return
+        position = ctypes.c_uint32(0)
+        records = self._records
+        while count := self._library.moved(self._relay, position, records, BATCH):
+            for index in range(count):
+                record = records[index]
+                passenger = self._inside.get(record.id)
+                if passenger is not None:
+                    passenger.counted(record)
+        self._timer = self._hub.loop.call_later(REFRESH, self._refresh)
+
+    def close(self) -> None:
+        """End the thread; flows that are still inside move no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._inside.clear()
+        self._hub.forget(self._events)
+        self._hub.native = None
+        self._stop()
+
+
+def _leave(record: Record, inside: dict[int, Passenger]) -> Passenger | None:
+    return inside.pop(record.id, None) if record.news & ENDED else inside.get(record.id)
+
+
+def _tell(record: Record, passenger: Passenger) -> None:
+    if record.news & ENDED:
+        passenger.counted(record)
+        passenger.ended(record)
+        return
+    if record.news & WANTS:
+        passenger.wants(True, record.wanted[0])
+    if record.news & WANTS << 1:
+        passenger.wants(False, record.wanted[1])
+
+
+def _stop(library: Library, relay: int, events: int, process: int) -> None:
+    if os.getpid() == process:
+        library.stop(relay)
+        os.close(events)
+
+
+def engine(hub: Hub) -> tuple[Engine | None, str]:
+    """Return (the engine of `hub`, ""), started if need be, or (None, why there is none)."""
+    library, reason = load()
+    if library is None:
+        return None, reason
+    if hub.native is None:
+        try:
+            hub.native = Engine(hub, library)
+        except OSError as exc:
+            return None, str(exc)
+    return hub.native, ""

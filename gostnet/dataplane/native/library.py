@@ -1,0 +1,94 @@
+"""The shared library of relay.c, called through ctypes.
+
+All calls are short and never wait for the network, so they are made with the interpreter lock held (PyDLL): giving it
+up and taking it back would cost more than most of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+
+from .build import LIBRARY
+
+VERSION = 1
+"""Of the interface, as relay.c says it: a library left over from an older build is refused."""
+
+ENDED = 1
+WANTS = 2
+"""Bits of `news`: the flow has ended; direction 0 waits for leave (direction 1: twice the value)."""
+
+
+class Record(ctypes.Structure):
+    """What is told of one flow: `struct record` of relay.c. Index 0 of a pair is up, or the client; 1 is the other."""
+
+    _fields_ = (
+        ("id", ctypes.c_uint32),
+        ("news", ctypes.c_uint32),
+        ("error", ctypes.c_int32),
+        ("failed", ctypes.c_int32 * 2),
+        ("first", ctypes.c_int32),
+        ("shut", ctypes.c_uint32),
+        ("wanted", ctypes.c_uint32 * 2),
+        ("padding", ctypes.c_uint32),
+        ("taken", ctypes.c_uint64 * 2),
+        ("moved", ctypes.c_uint64 * 2),
+    )
+
+    id: int
+    news: int
+    error: int
+    failed: ctypes.Array[ctypes.c_int32]
+    first: int
+    shut: int
+    wanted: ctypes.Array[ctypes.c_uint32]
+    taken: ctypes.Array[ctypes.c_uint64]
+    moved: ctypes.Array[ctypes.c_uint64]
+
+
+class Library:
+    """The functions of relay.c, with their types."""
+
+    def __init__(self, path: str) -> None:
+        """Load the library. Raise OSError when it cannot be, or is of another version."""
+        functions = ctypes.PyDLL(path)
+        records = ctypes.POINTER(Record)
+        relay, number, unsigned = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32
+
+        def function(name: str, result: object, *arguments: object) -> ctypes._NamedFuncPointer:
+            found = functions[f"gostnet_relay_{name}"]
+            found.restype = result  # type: ignore[assignment]  # the stub knows types, this knows which
+            found.argtypes = arguments  # type: ignore[assignment]
+            return found
+
+        try:
+            version = function("version", number)()
+            if version != VERSION:
+                raise OSError(f"{path} has version {version} of the interface, not {VERSION}")
+            self.start = function("start", relay, number)
+            self.add = function("add", ctypes.c_int64, relay, number, number, unsigned, unsigned)
+            self.cancel = function("cancel", None, relay, unsigned, records)
+            self.grant = function("grant", None, relay, unsigned, number, ctypes.c_uint64)
+            self.news = function("news", number, relay, records, number)
+            self.count = function("count", None, relay, unsigned, records)
+            self.moved = function("moved", number, relay, ctypes.POINTER(ctypes.c_uint32), records, number)
+            # Waits for the thread, which may be in the middle of something: without the interpreter lock.
+            stop = ctypes.CDLL(path)["gostnet_relay_stop"]
+        except AttributeError as exc:
+            raise OSError(f"{path}: {exc}") from exc
+        stop.restype, stop.argtypes = None, (relay,)
+        self.stop = stop
+
+
+@cache
+def load() -> tuple[Library | None, str]:
+    """Return (the library, ""), or (None, why there is none). `GOSTNET_NATIVE=0` switches it off."""
+    if os.environ.get("GOSTNET_NATIVE", "") in ("0", "false", "no", "off"):
+        return None, "switched off by GOSTNET_NATIVE"
+    if not LIBRARY.exists():
+        return None, "not built: no C compiler was there when gostnet was installed"
+    try:
+        return Library(str(LIBRARY)), ""
+    except OSError as exc:
+        return None, str(exc)
