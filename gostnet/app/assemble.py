@@ -15,7 +15,6 @@ from ..core.log import LEVELS, Logger, open_sink
 from ..core.packets import Packets
 from ..core.registry import Catalog
 from ..core.resources import MARK_OWN
-from ..core.stream import Stream
 from ..pipeline.direct import Direct
 from ..pipeline.handler import HandlerContext
 from ..pipeline.node import Node
@@ -143,6 +142,7 @@ class Assembler:
             hop=self._chains.forwarder(section, addresses if handler_section.kind == "dns" else None),
             addresses=addresses,
             upstream_tls=self._parts.verifying,
+            upstream_https=self._parts.verifying_http,
             metadata=handler_section.metadata,
             tls=Lazy(lambda: self._parts.server_tls(handler_section.tls, f"{handler_section.path}.tls")),
             requests=requests,
@@ -195,7 +195,7 @@ class Assembler:
             service=section.name,
             path=listener.path,
             netns=options.socket.netns,
-            tls=lambda: self._parts.server_tls(listener.tls, f"{listener.path}.tls"),
+            tls=lambda alpn: self._parts.server_tls(listener.tls, f"{listener.path}.tls", alpn),
             forwards=forwarder is not None and bool(forwarder.nodes or forwarder.hop or forwarder.name),
             log=log,
         )
@@ -204,7 +204,7 @@ class Assembler:
         )
         made.netns = options.socket.netns
         if options.socket.proxy_protocol > 0:
-            if issubclass(made.source.yields, Stream):
+            if made.source.network == "tcp":
                 made.preface = ProxyProtocol()
             else:
                 log.warn(f"proxyProtocol has no meaning for the listener {listener.kind!r}")

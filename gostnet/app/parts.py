@@ -16,6 +16,8 @@ from ..pipeline.direct import Direct
 from ..policies.build import Build, Ways, build_bypasses, build_hosts, build_resolvers
 from ..policies.bypass import combine
 from ..transports.certificates import Certificates
+from ..policies.entries import lines, strip_leading_comment
+from ..policies.nameserver import HTTP_ALPN
 from ..transports.tls import TlsLayer
 from .dialing import dial_options
 
@@ -47,9 +49,12 @@ class Parts:
         self._catalog = catalog
         plain: Sequence[DialOptions] = dial_options("", 0, "", own_mark) if own_mark else (PLAIN,)
         self.direct = Direct(system, plain)
-        self._certificates = Certificates(config.tls)
+        self._certificates = Certificates(config.tls, log=log)
         self.verifying = Lazy(lambda: self.client_tls(schema.TLS(secure=True), "tls"))
-        self.build = Build(resolver=system, report=log.warn, options=plain[0], tls=self.verifying)
+        self.verifying_http = Lazy(lambda: self.client_tls(schema.TLS(secure=True), "tls", HTTP_ALPN))
+        self.build = Build(
+            resolver=system, report=log.warn, options=plain[0], tls=self.verifying, https=self.verifying_http
+        )
         self._bypasses = build_bypasses(config, self.build)
         self.hosts = build_hosts(config, self.build)
         self.resolvers: Mapping[str, Resolver] = {}
@@ -83,13 +88,13 @@ class Parts:
         )
         return combine(found)
 
-    def server_tls(self, section: schema.TLS | None, path: str) -> Layer:
+    def server_tls(self, section: schema.TLS | None, path: str, alpn: Sequence[str] = ()) -> Layer:
         """Return the server side of TLS. Raise ConfigError."""
-        return TlsLayer.for_server(section, self._certificates, path)
+        return TlsLayer.for_server(section, self._certificates, path, alpn=alpn)
 
-    def client_tls(self, section: schema.TLS | None, path: str) -> Layer:
+    def client_tls(self, section: schema.TLS | None, path: str, alpn: Sequence[str] = ()) -> Layer:
         """Return the client side of TLS. Raise ConfigError."""
-        return TlsLayer.for_client(section, path, certificates=self._certificates)
+        return TlsLayer.for_client(section, path, alpn=alpn, certificates=self._certificates)
 
     def component(self, kind: Any, name: str, path: str) -> Any:
         """Return the class behind a component's name. Raise ConfigError or Unavailable."""

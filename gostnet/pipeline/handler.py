@@ -31,6 +31,7 @@ class HandlerContext:
     hop             the forwarder's targets; with one, a handler is in forward mode
     addresses       how a target's address was written, and where, for handlers whose targets are URLs
     upstream_tls    the client side of TLS, which verifies, for handlers that ask servers of their own
+    upstream_https  the same for servers that speak HTTP: it offers h2 too
     metadata        the handler's options as configured, for `auto`, which hands them to other handlers
     tls             the TLS layer of handlers that speak TLS inside their dialogue (SOCKS5 methods 0x80 and 0x82)
     requests        the rate limit, for handlers whose connections carry many requests; the first has been counted
@@ -44,6 +45,7 @@ class HandlerContext:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tls: Layer | None = None
     upstream_tls: Layer | None = None
+    upstream_https: Layer | None = None
     requests: RateLimiter | None = None
     netns: str = ""
     log: Logger = field(default_factory=quiet)

@@ -103,7 +103,8 @@ class ListenerContext:
     """What a listener is built with besides its address and options.
 
     path      its place in the configuration, for messages
-    tls       makes the server side of TLS from the listener's certificates; called by stacks that have such a layer
+    tls       makes the server side of TLS from the listener's certificates, with the protocols that it agrees to (ALPN)
+              unless the configuration says others; called by stacks that have such a layer
     forwards  the service has targets of its own (a forwarder)
     log       the service's
     """
@@ -111,14 +112,14 @@ class ListenerContext:
     service: str
     path: str = ""
     netns: str = ""
-    tls: Callable[[], Layer] | None = None
+    tls: Callable[[Sequence[str]], Layer] | None = None
     forwards: bool = False
     log: Logger = field(default_factory=quiet)
 
-    def tls_layer(self) -> Layer:
+    def tls_layer(self, alpn: Sequence[str] = ()) -> Layer:
         """Return the TLS layer. Raise ConfigError for bad certificates."""
         assert self.tls is not None
-        return self.tls()
+        return self.tls(alpn)
 
 
 class Dialer(Protocol):

@@ -58,6 +58,7 @@ class Build:
     report     takes what loaders have to say, one sentence each, for the log
     options    mark, interface and namespace of the loaders' own sockets
     tls        the client side of TLS, which verifies, for name servers; without it they cannot be asked by TLS
+    https      the same with HTTP/2 on offer, for those that are asked by HTTPS
     problems   what is wrong with the configuration
     reloaders  await `load()` of each before the services start, then run `run()` of each as a task
     """
@@ -66,6 +67,7 @@ class Build:
     report: Report | None = None
     options: DialOptions = PLAIN
     tls: contracts.Layer | None = None
+    https: contracts.Layer | None = None
     clock: Clock = time.monotonic
     problems: list[Problem] = field(default_factory=list)
     reloaders: list[Reloader[object]] = field(default_factory=list)
@@ -286,7 +288,7 @@ def _server(section: Nameserver, build: Build, ways: Ways) -> NameServer | None:
             ttl=section.ttl,
             timeout=section.timeout if section.timeout > 0 else TIMEOUT,
             stale=section.async_ and section.ttl >= 0,
-            tls=build.tls,
+            tls=build.https or build.tls if transport == "https" else build.tls,
             hostname=section.hostname,
             path=parse_path(section.addr, f"{path}.addr"),
         )

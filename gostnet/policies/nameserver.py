@@ -1,9 +1,9 @@
 """One DNS server: how it is written, and one question to it over UDP, TCP (RFC 1035 section 4.2), TLS (RFC 7858) or
-HTTPS (RFC 8484, by HTTP/1.1).
+HTTPS (RFC 8484).
 
 The sockets are an Egress's, so chains, marks and interfaces hold. Each UDP question has a socket of its own: its port,
-the random id and the question itself are what a forged answer would have to guess. Connections under TLS
-are kept for the next question, one at a time each.
+the random id and the question itself are what a forged answer would have to guess. Connections under TLS are kept for
+the next question, one at a time each, or any number at once by HTTP/2.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, TypeVar
 
@@ -27,11 +28,12 @@ from ..core.address import ANY, Endpoint, parse_endpoint
 from ..core.contracts import Layer
 from ..core.datagrams import Datagram, Datagrams
 from ..core.egress import Egress
-from ..core.errors import ConfigError, GostnetError, ResolveError
+from ..core.errors import ConfigError, ConnError, GostnetError, ResolveError
 from ..core.flow import Flow
 from ..core.stream import Stream
 from ..core.suggest import did_you_mean
 from ..wire import http1
+from . import doh
 from .networks import V4, number
 
 Transport: TypeAlias = Literal["udp", "tcp", "tls", "https"]
@@ -55,7 +57,7 @@ CONNECTIONS: Final = 32
 KEPT: Final = 8
 KEEP: Final = 10.0
 """Connections kept between questions, and seconds for each: less than what servers allow."""
-MAX_MESSAGE: Final = 65535
+HTTP_ALPN: Final = doh.HTTP_ALPN
 SERVICE: Final = "resolver"
 """Name of the service on the flows that carry questions."""
 
@@ -72,7 +74,7 @@ class NameServer:
     ttl      seconds answers are kept: 0 as they say, less than 0 not at all
     timeout  seconds for one question, both transports together
     stale    an expired answer is used at once and refreshed behind the scenes
-    tls      the client side of TLS for the transports tls and https, which must verify
+    tls      the client side of TLS for the transports tls and https, which must verify; for HTTP/2 it must offer it
     hostname the name that the certificate must bear, "" for the address's host
     path     of the URL, for https
     """
@@ -322,16 +324,23 @@ async def _exactly(server: NameServer, stream: Stream, size: int) -> bytes:
 
 # ---- TLS ----------------------------------------------------------------------------------------
 class Connections:
-    """Connections to one server that wait for their next question; they close by themselves after KEEP seconds."""
+    """Connections to one server kept for their next question; idle ones close by themselves after KEEP seconds.
 
-    __slots__ = ("_free", "_idle")
+    http2    the one that carries many questions at once, None if there is none
+    """
+
+    __slots__ = ("_free", "_idle", "_multiplexes", "_opening", "_timer", "http2")
 
     def __init__(self) -> None:
         self._idle: dict[Stream, asyncio.TimerHandle] = {}
         self._free: asyncio.Semaphore | None = None
+        self._opening: asyncio.Lock | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._multiplexes = True
+        self.http2: doh.Http2 | None = None
 
     def __len__(self) -> int:
-        return len(self._idle)
+        return len(self._idle) + (self.http2 is not None and not self.http2.ended)
 
     @property
     def free(self) -> asyncio.Semaphore:
@@ -339,6 +348,17 @@ class Connections:
         if self._free is None:
             self._free = asyncio.Semaphore(CONNECTIONS)
         return self._free
+
+    @asynccontextmanager
+    async def opening(self) -> AsyncIterator[None]:
+        """Let one at a time open a connection, as long as it may turn out to be one for all who wait."""
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        if self._multiplexes:
+            async with self._opening:
+                yield
+        else:
+            yield
 
     def take(self) -> Stream | None:
         """Return the one used last, None if there is none. The server may have closed it."""
@@ -358,21 +378,72 @@ class Connections:
         self._idle.pop(stream).cancel()
         stream.abort()
 
+    def adopt(self, stream: Stream) -> doh.Http2 | None:
+        """Make a new connection the one for many questions if it speaks HTTP/2, else return None."""
+        self._multiplexes = doh.speaks_http2(stream)
+        if not self._multiplexes:
+            return None
+        if self.http2 is not None and self.http2.idle:
+            self.http2.close()
+        self.http2 = doh.Http2(stream)
+        return self.http2
+
+    def rest(self) -> None:
+        """Note that a question of HTTP/2 has ended: when it was the last one, the connection waits for the next."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(KEEP, self._expire_http2)
+
+    def _expire_http2(self) -> None:
+        if self.http2 is not None and self.http2.idle:
+            self.http2.close()
+            self.http2 = None
+
     def close(self) -> None:
         """Close what waits."""
         for stream in tuple(self._idle):
             self._expire(stream)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._expire_http2()
 
 
 async def _ask_tls(server: NameServer, query: bytes, accept: Accept[T], client: Endpoint) -> T:
     """Ask over a kept connection, else over a new one; a kept one that has died in between is no failure."""
-    async with server.kept.free:
-        while (stream := server.kept.take()) is not None:
+    kept = server.kept
+    if kept.http2 is not None and kept.http2.usable:
+        try:
+            return await _ask_http2(server, kept.http2, query, accept)
+        except ConnError:
+            pass
+    async with kept.free:
+        while (stream := kept.take()) is not None:
             try:
                 return await _exchange_on(server, stream, query, accept)
             except GostnetError:
                 continue
-        return await _exchange_on(server, await _open(server, client), query, accept)
+        if server.transport != "https":
+            return await _exchange_on(server, await _open(server, client), query, accept)
+        session: doh.Http2 | None = None
+        fresh: Stream | None = None
+        async with kept.opening():
+            if kept.http2 is not None and kept.http2.usable:
+                session = kept.http2
+            else:
+                fresh = await _open(server, client)
+                session = kept.adopt(fresh)
+        if session is not None:
+            return await _ask_http2(server, session, query, accept)
+        assert fresh is not None
+        return await _exchange_on(server, fresh, query, accept)
+
+
+async def _ask_http2(server: NameServer, session: doh.Http2, query: bytes, accept: Accept[T]) -> T:
+    try:
+        return _accepted(server, await session.post(_authority(server), server.path.encode("ascii"), query), accept)
+    finally:
+        server.kept.rest()
 
 
 async def _open(server: NameServer, client: Endpoint) -> Stream:
@@ -392,7 +463,7 @@ async def _exchange_on(server: NameServer, stream: Stream, query: bytes, accept:
     reusable = False
     try:
         if server.transport == "https":
-            data, persistent = await _post(server, stream, query)
+            data, persistent = await doh.post(stream, _authority(server), server.path.encode("ascii"), query)
         else:
             data, persistent = await _converse(server, stream, query), True
         answer = _accepted(server, data, accept)
@@ -405,52 +476,6 @@ async def _exchange_on(server: NameServer, stream: Stream, query: bytes, accept:
             stream.abort()
 
 
-_MEDIA: Final = b"application/dns-message"
-
-
-async def _post(server: NameServer, stream: Stream, query: bytes) -> tuple[bytes, bool]:
-    """Return the body of the answer, and whether the connection can be used again (RFC 8484 section 4.1)."""
+def _authority(server: NameServer) -> bytes:
     where = Endpoint(server.hostname or server.address.host, server.address.port)
-    authority = http1.format_authority(where).removesuffix(b":443")
-    fields = (
-        (b"Host", authority),
-        (b"Accept", _MEDIA),
-        (b"Content-Type", _MEDIA),
-        (b"Content-Length", b"%d" % len(query)),
-    )
-    await stream.send(http1.head_bytes(b"POST %b HTTP/1.1" % server.path.encode("ascii"), fields) + query)
-    rest = b""
-    while True:
-        reader = http1.HeadReader(response=True, limit=http1.MAX_HEAD)
-        head = reader.feed(rest) if rest else None
-        while head is None:
-            head = reader.feed(await _some(server, stream))
-        rest = reader.rest
-        response = http1.parse_response(head)
-        if response.status >= 200:
-            break
-    if response.status != 200:
-        raise ResolveError(f"{server}: HTTP status {response.status}")
-    if response.get(b"content-type").partition(b";")[0].strip().lower() != _MEDIA:
-        raise ResolveError(f"{server}: the answer is not {_MEDIA.decode('ascii')}")
-    body = http1.response_body(response, b"POST")
-    if body is None:
-        raise ResolveError(f"{server}: an answer without a message")
-    data = body.feed(rest) if rest else b""
-    while not body.done and len(data) <= MAX_MESSAGE:
-        piece = await stream.receive()
-        if not piece:
-            body.end()
-        else:
-            data += body.feed(piece)
-    if len(data) > MAX_MESSAGE:
-        raise ResolveError(f"{server}: an answer of more than {MAX_MESSAGE} bytes")
-    framed = not isinstance(body, http1.OpenBody)
-    return data, framed and response.persistent and not body.rest
-
-
-async def _some(server: NameServer, stream: Stream) -> bytes:
-    data = await stream.receive()
-    if not data:
-        raise ResolveError(f"{server}: the connection ended before the answer was complete")
-    return data
+    return http1.format_authority(where).removesuffix(b":443")

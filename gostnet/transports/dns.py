@@ -1,13 +1,13 @@
-"""The listener `dns`: queries over UDP, TCP, or TLS (RFC 1035 section 4.2, RFC 7858)."""
+"""The listener `dns`: queries over UDP, TCP, TLS, or HTTPS (RFC 1035 section 4.2, RFC 7858, RFC 8484)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from ..core.address import Endpoint
 from ..core.datagrams import Datagram, Datagrams
-from ..core.errors import Unavailable
 from ..core.flow import Flow
 from ..core.options import Bytes, Seconds, opt
 from ..core.sockets import ListenOptions, UdpSocket, listen_udp
@@ -94,11 +94,21 @@ class Question(Datagrams):
         self._datagram = None
 
 
+class DnsHttpsSource(TcpSource):
+    """A listening socket whose connections become conversations of datagrams: what the handler gets."""
+
+    yields: ClassVar[type[Any]] = Datagrams
+
+
 def dns_listener(address: Endpoint, options: DnsOptions, context: ListenerContext) -> Listener:
-    """Build the listener of a mode. Raise Unavailable for one that is not built, ConfigError."""
-    if options.mode == "https":
-        raise Unavailable(f"{context.path}.metadata.mode: 'https' is not available in this version")
+    """Build the listener of a mode. Raise ConfigError."""
     if options.mode == "udp":
         return Listener("dns", DnsUdpSource(address, netns=context.netns))
-    source = TcpSource(address, TcpOptions(mptcp=options.mptcp), netns=context.netns)
+    tcp = TcpOptions(mptcp=options.mptcp)
+    if options.mode == "https":
+        from .dns_https import ALPN, DnsOverHttps  # brings an HTTP parser along
+
+        layers = (context.tls_layer(ALPN), DnsOverHttps())
+        return Listener("dns", DnsHttpsSource(address, tcp, netns=context.netns), layers)
+    source = TcpSource(address, tcp, netns=context.netns)
     return Listener("dns", source, (context.tls_layer(),) if options.mode == "tls" else ())

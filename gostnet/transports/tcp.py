@@ -6,6 +6,7 @@ import errno
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from ..core.address import ANY, Endpoint
 from ..core.flow import Flow
@@ -51,7 +52,7 @@ class TcpSource(Source[SocketStream]):
     """A listening TCP socket."""
 
     network = "tcp"
-    yields = Stream
+    yields: ClassVar[type[Any]] = Stream
 
     def __init__(self, address: Endpoint, options: TcpOptions, *, netns: str = "", transparent: bool = False) -> None:
         self.address = address

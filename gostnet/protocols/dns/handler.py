@@ -102,7 +102,8 @@ class DnsHandler:
     async def handle(self, flow: Flow, conn: Stream | Datagrams, egress: Egress) -> None:
         """Answer the queries of one client, in the order in which the answers come."""
         if isinstance(conn, Datagrams):
-            flow.network = "udp"
+            if conn.max_payload < wire.MAX_SIZE:
+                flow.network = "udp"
             await self._datagrams(flow, conn, egress)
         else:
             await self._stream(flow, conn, egress)
@@ -115,18 +116,28 @@ class DnsHandler:
 
     # ---- clients -------------------------------------------------------------------------------
     async def _datagrams(self, flow: Flow, conn: Datagrams, egress: Egress) -> None:
+        # HTTP carries messages of every size, UDP what the client says.
+        whole = conn.max_payload >= wire.MAX_SIZE
+
         async def work(data: bytes, peer: Endpoint) -> None:
             async def send(answer: bytes) -> None:
                 flow.meter.down += len(answer)
                 await conn.send((Datagram(answer, peer),))
 
-            await self._serve(data, flow, egress, send, stream=False)
+            await self._serve(data, flow, egress, send, stream=whole)
 
+        first = True
         async with _all_of("dns") as scope:
             while batch := await conn.receive():
                 for datagram in batch:
                     for data in pieces(datagram):
                         flow.meter.up += len(data)
+                        if not first and not self._context.allows_request(flow):
+                            self._context.log.debug(f"{flow.client}: rate limit", sid=flow.sid)
+                            if whole:
+                                return
+                            continue
+                        first = False
                         scope.launch(work(data, datagram.peer))
 
     async def _stream(self, flow: Flow, conn: Stream, egress: Egress) -> None:
@@ -326,14 +337,14 @@ class DnsHandler:
         return server
 
     def _server(self, text: str, path: str, way: Egress) -> NameServer:
-        tls = self._context.upstream_tls
-        transport, address = parse_server(text, path, secure=tls is not None)
+        context = self._context
+        transport, address = parse_server(text, path, secure=context.upstream_tls is not None)
         return NameServer(
             address=address,
             egress=way,
             transport=transport,
             timeout=self._timeout,
-            tls=tls,
+            tls=context.upstream_https or context.upstream_tls if transport == "https" else context.upstream_tls,
             path=parse_path(text, path),
         )
 

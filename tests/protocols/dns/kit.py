@@ -153,7 +153,7 @@ async def serving(
     made: DnsHandler, egress: Egress | None = None, mode: str = "udp", tls: Any = None
 ) -> AsyncIterator[Endpoint]:
     """Run a service with the listener `dns`; yield its address."""
-    context = ListenerContext("dns", "listener", "", lambda: tls)
+    context = ListenerContext("dns", "listener", "", lambda alpn: tls)
     listener = dns_listener(Endpoint("127.0.0.1", 0), DnsOptions(mode=mode), context)
     service = Service("dns", listener, made, egress or router(), Policies())
     await service.open()
