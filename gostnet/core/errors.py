@@ -184,3 +184,17 @@ def dial_error(exc: OSError, where: object) -> DialError:
 def conn_error(exc: OSError) -> ConnError:
     """Translate the errno of a failed read or write."""
     return ConnError(os.strerror(exc.errno) if exc.errno else str(exc))
+
+
+def without_frames(error: BaseException) -> None:
+    """Let go of the frames that an error has come through, and what is behind it.
+
+    For who keeps an error: its frames hold whatever they worked on, which often holds the error in turn, and such a
+    circle stays in memory until the garbage collector comes by.
+    """
+    left: BaseException | None = error
+    seen = 0
+    while left is not None and seen < 100:
+        left.__traceback__ = None
+        left = left.__cause__ or left.__context__
+        seen += 1

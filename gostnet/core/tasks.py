@@ -136,11 +136,18 @@ async def together(*works: Coroutine[Any, Any, Any]) -> None:
         pending = [child for child in children if not child.done()]
         if pending:
             await asyncio.wait(pending)
+            pending.clear()
         if interrupted and isinstance(exc, asyncio.CancelledError) and parent.uncancel() == 0:
-            raise failure[0] from None
+            children.clear()
+            raise failure.pop() from None
         raise
+    finally:
+        # An error that is raised here holds this frame: what holds the error in turn would keep both, and all that
+        # their frames hold, until the garbage collector comes by.
+        children.clear()
+        del child
     if failure:
-        raise failure[0]
+        raise failure.pop()
 
 
 async def first_done(works: list[Coroutine[Any, Any, T]]) -> tuple[int, T]:

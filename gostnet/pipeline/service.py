@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.contracts import Closing, Handler, HandsOver, Policies, Slot, admitted
 from ..core.egress import Egress
-from ..core.errors import GostnetError, LimitDenied, PolicyDenied, QuotaDenied, RateDenied
+from ..core.errors import GostnetError, LimitDenied, PolicyDenied, QuotaDenied, RateDenied, without_frames
 from ..core.flow import Flow
 from ..core.log import DEBUG, INFO, Logger, quiet
 from ..core.stream import Stream
@@ -213,6 +213,8 @@ class Service:
             self.log.error(f"{type(exc).__name__} while serving {flow.client}: {exc}", sid=flow.sid)
         finally:
             del self.flows[id(flow)]
+            if flow.error is not None:
+                without_frames(flow.error)
             if self.log.level <= INFO:
                 self._record(flow)
 
