@@ -16,7 +16,7 @@ from typing import Final
 from ..core.address import Endpoint
 from ..core.datagrams import Datagram, Datagrams
 from ..core.egress import Egress
-from ..core.errors import DialError
+from ..core.errors import ConnError, DialError
 from ..core.fiber import Gate
 from ..core.flow import Flow, Sniffed
 from ..core.hub import READABLE
@@ -26,6 +26,7 @@ from ..core.stream import Stream
 from ..core.tasks import deadline, first_done
 from ..dataplane.opening import Opening
 from ..dataplane.relay import leaf
+from ..wire.http1 import head_bytes, reason_of
 from ..wire.sniff import UNKNOWN, DatagramRecogniser, StreamRecogniser
 from .handler import Accepted, forward, relay_with
 from .router import ServiceRouter
@@ -276,6 +277,19 @@ async def forward_as_sniffed(
             await relay_with(flow, client, upstream)
             return
     await relay_with(flow, client, await egress.connect(flow, original))
+
+
+async def refuse_http(client: Stream, status: int) -> None:
+    """Answer a sniffed request that goes nowhere; that the client may be gone does not matter any more."""
+    line = f"HTTP/1.1 {status} {reason_of(status)}".encode("ascii")
+    try:
+        await client.send(head_bytes(line, [(b"Content-Length", b"0"), (b"Connection", b"close")]))
+        if isinstance(client, SocketStream):
+            # Closing with unread bytes would send a reset, which may overtake the answer.
+            client.take_unread()
+            client.receive_now()
+    except ConnError:
+        pass
 
 
 # ---- waiting for two sides ------------------------------------------------------------------------

@@ -23,6 +23,7 @@ HANDLERS = {
     "redir": "gostnet.protocols.transparent.handler",
     "redirect": "gostnet.protocols.transparent.handler",
     "redu": "gostnet.protocols.transparent.handler",
+    "sni": "gostnet.protocols.sni.handler",
     "tun": "gostnet.protocols.tun.handler",
 }
 
@@ -37,6 +38,7 @@ CONNECTORS = {
     "socks": "gostnet.protocols.socks5.connector",
     "socks5": "gostnet.protocols.socks5.connector",
     "relay": "gostnet.protocols.relay.connector",
+    "sni": "gostnet.protocols.sni.connector",
 }
 
 

@@ -11,18 +11,16 @@ from typing import Any, ClassVar, TypeVar
 from ...core.address import ANY
 from ...core.datagrams import Datagram, Datagrams
 from ...core.egress import Egress
-from ...core.errors import ConnError, GostnetError, PolicyDenied
+from ...core.errors import GostnetError, PolicyDenied
 from ...core.flow import Flow
 from ...core.options import Bytes, Seconds, group, opt
 from ...core.registry import component
-from ...core.sockets import SocketStream
 from ...core.stream import Stream
 from ...dataplane.pump import pump
 from ...pipeline.forwarding import Dial, NoTarget, reach_target
 from ...pipeline.handler import HandlerContext, relay_with
 from ...pipeline.router import ServiceRouter
-from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, admit, named, watching
-from ...wire.http1 import head_bytes, reason_of
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, admit, named, refuse_http, watching
 from ...wire.proxy_header import encode_proxy_header
 from ...wire.sniff import UNKNOWN
 
@@ -77,7 +75,9 @@ class ForwardHandler:
             upstream = await self._reached(flow, egress, egress.connect)
         except GostnetError as exc:
             if found is not None and found.method:
-                await _answer(conn, exc)
+                await refuse_http(
+                    conn, 403 if isinstance(exc, PolicyDenied) else 502 if isinstance(exc, NoTarget) else 503
+                )
             raise
         if self._proxy_protocol > 0:
             await self._introduce(flow, upstream)
@@ -125,17 +125,3 @@ class ForwardHandler:
             await pump(flow, conn, upstream, self._read_timeout if self._stateless else self._idle)
         finally:
             upstream.abort()
-
-
-async def _answer(client: Stream, error: GostnetError) -> None:
-    """Tell an HTTP client why nothing was reached: 403 for what a policy refuses, 502 without a target, else 503."""
-    status = 403 if isinstance(error, PolicyDenied) else 502 if isinstance(error, NoTarget) else 503
-    line = f"HTTP/1.1 {status} {reason_of(status)}".encode("ascii")
-    try:
-        await client.send(head_bytes(line, [(b"Content-Length", b"0"), (b"Connection", b"close")]))
-        if isinstance(client, SocketStream):
-            # Closing with unread bytes would send a reset, which may overtake the answer.
-            client.take_unread()
-            client.receive_now()
-    except ConnError:
-        pass

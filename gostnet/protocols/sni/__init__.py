@@ -1,0 +1,1 @@
+"""SNI proxies: handler and connector."""
