@@ -197,10 +197,9 @@ def _note(flow: Flow, found: Sniffed | None) -> Sniffed:
     if found is None or found is UNKNOWN:
         return UNKNOWN
     flow.sniffed = found
-    if found.host:
-        flow.host = found.host
-        if not flow.reason:
-            flow.reason = f"{found.protocol} for {found.host}"
+    flow.host = found.host
+    if not flow.reason:
+        flow.reason = f"{found.protocol} for {found.host}" if found.host else found.protocol
     return found
 
 
