@@ -143,7 +143,7 @@ class Http2:
         finally:
             del self._waiting[number]
         if message.fate is self._fates.RESET:
-            raise ProtocolError("the server has given the question up")
+            raise ConnError("the server has given the question up")
         _judge(message.fields.get(b":status", b""), message.fields.get(b"content-type", b""))
         if message.fate is self._fates.LARGE:
             raise ProtocolError(f"an answer of more than {MAX_MESSAGE} bytes")
@@ -167,7 +167,7 @@ class Http2:
                             answer.set_result(message)
                 finally:
                     await self._flush()
-                if self._messages.ending and not self._waiting:
+                if self._messages.ending:  # h2 takes nothing after it; who still waits asks again elsewhere
                     break
         except GostnetError as exc:
             reason = str(exc)

@@ -425,18 +425,14 @@ async def _ask_tls(server: NameServer, query: bytes, accept: Accept[T], client: 
                 continue
         if server.transport != "https":
             return await _exchange_on(server, await _open(server, client), query, accept)
-        session: doh.Http2 | None = None
-        fresh: Stream | None = None
         async with kept.opening():
-            if kept.http2 is not None and kept.http2.usable:
-                session = kept.http2
-            else:
+            session = kept.http2 if kept.http2 is not None and kept.http2.usable else None
+            if session is None:
                 fresh = await _open(server, client)
                 session = kept.adopt(fresh)
-        if session is not None:
-            return await _ask_http2(server, session, query, accept)
-        assert fresh is not None
-        return await _exchange_on(server, fresh, query, accept)
+        if session is None:
+            return await _exchange_on(server, fresh, query, accept)
+    return await _ask_http2(server, session, query, accept)
 
 
 async def _ask_http2(server: NameServer, session: doh.Http2, query: bytes, accept: Accept[T]) -> T:

@@ -250,11 +250,16 @@ class Http2Queries(_Queries):
 
     async def receive(self) -> Sequence[Datagram]:
         await self._flush()
-        while not self._ready and not self._closed:
-            # Requests that were taken back are in work all the same: who takes all back must not get more of them in.
-            while self._working >= PIPELINED and not self._closed:
+        # A request that is taken back stays in work until it is answered: who takes all of them back gets no more in.
+        while not self._closed:
+            if self._working >= PIPELINED:
                 self._room = asyncio.get_running_loop().create_future()
                 await self._room
+                continue
+            if self._ready:
+                batch = [self._ready.popleft() for _ in range(min(len(self._ready), PIPELINED - self._working))]
+                self._working += len(batch)
+                return batch
             try:
                 with deadline(IDLE):
                     data = await self._below.receive()
@@ -270,10 +275,7 @@ class Http2Queries(_Queries):
                 self._take(data)
             finally:
                 await self._flush()
-        batch = tuple(self._ready)
-        self._ready.clear()
-        self._working += len(batch)
-        return batch
+        return ()
 
     def _take(self, data: bytes) -> None:
         from ..wire.http2_messages import Fate

@@ -21,6 +21,8 @@ from ..core.errors import ProtocolError
 
 MAX_FIELDS: Final = 16384
 """Bytes of the fields of one message, as told to the peer: more than any honest one has, less than an attack wants."""
+_HEADER: Final = 9
+"""Bytes of the header of a frame (RFC 9113 section 4.1)."""
 _FEW: Final = 16
 """Empty DATA frames of a message that are let pass: they cost the sender next to nothing (CVE-2019-9518)."""
 
@@ -66,12 +68,12 @@ class ShortMessages:
         config = h2.config.H2Configuration(client_side=client, header_encoding=None)
         self._h2 = h2.connection.H2Connection(config)
         codes = h2.settings.SettingCodes
-        settings: dict[h2.settings.SettingCodes | int, int] = {codes.MAX_HEADER_LIST_SIZE: MAX_FIELDS}
+        settings = {codes.MAX_HEADER_LIST_SIZE: MAX_FIELDS, codes.MAX_CONCURRENT_STREAMS: streams}
         if client:
             settings[codes.ENABLE_PUSH] = 0
-        else:
-            settings[codes.MAX_CONCURRENT_STREAMS] = streams
-        self._h2.local_settings.update(settings)
+        # What is set later counts only once the peer has acknowledged it, and is not in the first frame.
+        self._h2.local_settings = h2.settings.Settings(client=client, initial_values=settings)
+        self._h2.decoder.max_header_list_size = MAX_FIELDS
         self._h2.initiate_connection()
         self._limit = limit
         self._incoming: dict[int, _Incoming] = {}
@@ -98,6 +100,10 @@ class ShortMessages:
             events = self._h2.receive_data(data)
         except h2.exceptions.ProtocolError as exc:
             raise ProtocolError(f"HTTP/2: {exc or type(exc).__name__}") from exc
+        # h2 holds a frame of up to 16 MiB before it looks at the length.
+        if len(self._h2.incoming_buffer._data) > _HEADER + self._h2.max_inbound_frame_size:
+            self.end()
+            raise ProtocolError("HTTP/2: a frame that is too long")
         found: list[Message] = []
         for event in events:
             message = self._take(event)

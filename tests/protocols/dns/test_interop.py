@@ -7,16 +7,20 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import dns.edns
 import dns.message
 import pytest
 
+from gostnet.config import schema
 from gostnet.core.address import Endpoint
 from gostnet.core.tasks import run
 from gostnet.policies.hosts import HostTable, Mapping, StaticHosts
+from gostnet.policies.nameserver import HTTP_ALPN
 from gostnet.testing.certificates import Authority
 from gostnet.testing.processes import Process
+from gostnet.transports.dns_https import ALPN
 from gostnet.transports.tls import TlsLayer
 
 from ..vectors import VECTORS, UdpPeer, closed_port, router
@@ -27,10 +31,14 @@ needs_gost = pytest.mark.skipif(not GOST, reason="GOST_BIN is not set: a path of
 
 
 @contextmanager
-def gost(target: str, query: str = "") -> Iterator[Endpoint]:
-    """Run gost's name service; yield its address. It says that it listens before it does, and not where."""
+def gost(target: str, query: str = "", authorities: str = "") -> Iterator[Endpoint]:
+    """Run gost's name service, which trusts `authorities`; yield its address.
+
+    It says that it listens before it does, and not where.
+    """
     address = Endpoint("127.0.0.1", closed_port())
-    with Process([GOST, "-L", f"dns://{address}/{target}{query}"], name="gost") as process:
+    environment = {"SSL_CERT_FILE": authorities} if authorities else {}
+    with Process([GOST, "-L", f"dns://{address}/{target}{query}"], name="gost", env=environment) as process:
         process.wait_for("listening on")
         yield address
 
@@ -55,12 +63,17 @@ def one() -> Upstream:
 
 @pytest.mark.interop
 @needs_gost
-@pytest.mark.parametrize("mode", ["udp", "tcp"])
-def test_gost_is_our_upstream(mode: str) -> None:
+@pytest.mark.parametrize("mode", ["udp", "tcp", "tls", "https"])
+def test_gost_is_our_upstream(mode: str, tmp_path: Path) -> None:
+    authority = Authority()
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    certificate, key = authority.issue("127.0.0.1").save(tmp_path)
+    layer = TlsLayer.for_client(schema.TLS(secure=True, ca_file=str(tmp_path / "ca.pem")), alpn=HTTP_ALPN)
+
     async def main() -> None:
         async with one().running() as upstream:
-            with gost(str(upstream.address), f"?mode={mode}") as real:
-                async with serving(handler(f"{mode}://{real}")) as address:
+            with gost(str(upstream.address), f"?mode={mode}&cert={certificate}&key={key}") as real:
+                async with serving(handler(f"{mode}://{real}", tls=layer)) as address:
                     async with asyncio.timeout(10):
                         while (await ask(address, dns.message.make_query("ready.test", "A")))[3] & 15:
                             pass  # by TCP a connection is refused until gost listens
@@ -75,15 +88,16 @@ def test_gost_is_our_upstream(mode: str) -> None:
 
 @pytest.mark.interop
 @needs_gost
-@pytest.mark.parametrize("mode", ["udp", "tcp", "tls"])
-def test_we_are_gosts_upstream(mode: str) -> None:
+@pytest.mark.parametrize("mode", ["udp", "tcp", "tls", "https"])
+def test_we_are_gosts_upstream(mode: str, tmp_path: Path) -> None:
+    authority = Authority()
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    layer = TlsLayer(authority.issue("127.0.0.1").server_context(*ALPN))  # by tls gost does not look at it
+
     async def main() -> None:
         async with one().running() as upstream:
-            layer = None
-            if mode == "tls":
-                layer = TlsLayer(Authority().issue("dns.test").server_context())  # gost does not look at it
             async with serving(handler(str(upstream.address)), mode=mode, tls=layer) as ours:
-                with gost(f"{mode}://{ours}") as real:
+                with gost(f"{mode}://{ours}", authorities=str(tmp_path / "ca.pem")) as real:
                     for name in ("a.test", "b.test"):
                         assert texts(await insist(real, dns.message.make_query(name, "A"))) == ["192.0.2.1"]
             assert len(upstream.asked) == 2
