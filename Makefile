@@ -1,8 +1,9 @@
 # Thin: every target is one command that can also be typed. CI calls `check` and `test` through scripts/test.
 PYTHON ?= .venv/bin/python
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: check fmt lint types layers test unit netns interop clean
+.PHONY: check fmt lint types layers test unit netns interop bench native clean
 
 check: lint types layers
 
@@ -31,6 +32,12 @@ netns:
 
 interop:
 	$(PYTHON) -m pytest -m interop tests netns-tests $(PYTEST_ARGS)
+
+bench:
+	$(PYTHON) -m benchmarks $(BENCH_ARGS)
+
+native:
+	$(PYTHON) gostnet/dataplane/native/build.py
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -14,7 +14,7 @@ class NativeRelay(BuildHookInterface[Any]):
     """Puts gostnet/dataplane/native/_relay.so into wheels and, for editable installs, into the source tree."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and mark the wheel as one for this platform: any Python 3, since the library does not know Python."""
+        """Compile, and mark the wheel as one for this platform and any Python 3: the library does not know Python."""
         if self.target_name != "wheel":
             return
         build = runpy.run_path(str(Path(self.root, "gostnet", "dataplane", "native", "build.py")))
