@@ -27,8 +27,9 @@ class Endpoint(NamedTuple):
     """A host and a port (0..65535); a name is never resolved here.
 
     `host` is an IP address in its usual text form (no brackets, IPv4-mapped IPv6 already as IPv4), a name exactly
-    as the peer or the user wrote it, or "" for "any". Text rather than address objects: the kernel gives and takes
-    text, so a connection that no policy looks at never pays for parsing.
+    as the peer or the user wrote it, or "" for "any". A link-local address has its zone, `%eth0` as users write it,
+    `%2` as the kernel tells it: the number holds in every namespace. Text rather than address objects: the kernel
+    gives and takes text, so a connection that no policy looks at never pays for parsing.
     """
 
     host: str
@@ -46,8 +47,11 @@ class Endpoint(NamedTuple):
     def from_sockaddr(cls, sockaddr: tuple[Any, ...]) -> Endpoint:
         """Make an endpoint of what `getpeername()` and its kin return (IPv4 or IPv6 families)."""
         host = sockaddr[0]
-        if host.startswith("::ffff:") and "." in host:
-            host = host[7:]
+        if len(sockaddr) == 4:
+            if host.startswith("::ffff:") and "." in host:
+                host = host[7:]
+            elif sockaddr[3]:
+                host = f"{host.partition('%')[0]}%{sockaddr[3]}"
         return cls(host, sockaddr[1])
 
 
@@ -55,7 +59,7 @@ ANY = Endpoint("", 0)
 
 
 def parse_endpoint(text: str, path: str = "", *, default_port: int | None = None) -> Endpoint:
-    """Parse `host:port`, `[v6]:port` or `:port`.
+    """Parse `host:port`, `[v6]:port`, `[v6%zone]:port` or `:port`.
 
     Raise ConfigError that names `path` for a missing or bad port, unless `default_port` stands in for a missing one.
     """
@@ -65,6 +69,9 @@ def parse_endpoint(text: str, path: str = "", *, default_port: int | None = None
         if not bracket or (rest and not rest.startswith(":")):
             raise ConfigError(path, f"{text!r} is not an address such as [::1]:8080", code="address")
         has_port = bool(rest)
+        address, _, interface = host.partition("%25")
+        if interface:  # as URLs have it (RFC 6874); alone it is the zone of number 25
+            host = f"{address}%{interface}"
     elif text.count(":") > 1:
         if default_port is None or parse_ip(text) is None:
             raise ConfigError(path, f"{text!r} has too many colons; write [{text}]:PORT for IPv6", code="address")

@@ -10,8 +10,9 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from errno import ECONNREFUSED
+from errno import ECONNREFUSED, ENODEV, ENOTCONN
 from select import EPOLLERR, EPOLLHUP
+from typing import TypeAlias
 
 from .address import ANY, Endpoint, parse_ip
 from .datagrams import Datagram, Datagrams
@@ -170,6 +171,23 @@ class Readiness:
         self._reader = self._writer = None
 
 
+async def any_readable(*places: Readiness) -> None:
+    """Wait for an edge at one of `places`, after reads of all of them have said EAGAIN."""
+    waker = Waker(places[0].hub.loop.create_future())
+    try:
+        for readiness in places:
+            if readiness._reader is not None:
+                raise RuntimeError("two tasks read the same socket")
+            readiness._reader = waker
+            readiness.register()  # tells by an edge if something is there
+            readiness.pending = False
+        await waker.future
+    finally:
+        for readiness in places:
+            if readiness._reader is waker:
+                readiness._reader = None
+
+
 class SocketStream(Stream):
     """A stream socket (TCP or unix).
 
@@ -254,13 +272,24 @@ class SocketStream(Stream):
             rest = rest[count:]
 
     async def send_eof(self) -> None:
+        try:
+            self.shut()
+        except OSError as exc:
+            raise conn_error(exc) from exc
+
+    def shut(self) -> None:
+        """Send the end of our direction, once; nothing where the peer has reset, as nobody is left to hear it.
+
+        Raise OSError.
+        """
         if self._eof_sent or self.readiness.fd < 0:
             return
         self._eof_sent = True
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
-            raise conn_error(exc) from exc
+            if exc.errno != ENOTCONN:
+                raise
 
     async def aclose(self) -> None:
         self.readiness.release()
@@ -392,17 +421,46 @@ class UdpSocket(Datagrams):
             if not self._try_send(datagram.data, datagram.peer):
                 self.dropped += 1
 
-    def sockaddr(self, peer: Endpoint) -> tuple[str, int]:
+    def sockaddr(self, peer: Endpoint) -> SockAddr:
         """Return `peer`, an IP address, in the form that this socket's family takes."""
-        if self._v6 and ":" not in peer.host:
-            return ("::ffff:" + peer.host, peer.port)
-        return (peer.host, peer.port)
+        host, port = peer
+        if self._v6 and ":" not in host:
+            return ("::ffff:" + host, port)
+        return (host, port) if "%" not in host else sockaddr_of(host, port)
 
     async def aclose(self) -> None:
         self.readiness.release()
 
     def abort(self) -> None:
         self.readiness.release()
+
+
+SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+
+
+def sockaddr_of(host: str, port: int, netns: str = "") -> SockAddr:
+    """Return an IP address as the calls of a socket take it, its zone (a name or a number) as the scope id.
+
+    `netns` is where the zone's name is looked up. Raise OSError for one that is no interface.
+    """
+    address, percent, zone = host.partition("%")
+    if not percent:
+        return (host, port)
+    if zone.isascii() and zone.isdigit():
+        return (address, port, 0, int(zone))
+    return (address, port, 0, _index_of(zone, netns))
+
+
+def _index_of(interface: str, netns: str) -> int:
+    if netns:
+        from .netns import inside
+
+        with inside(netns):
+            return _index_of(interface, "")
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError as exc:
+        raise OSError(ENODEV, os.strerror(ENODEV)) from exc
 
 
 # ---- making sockets -----------------------------------------------------------------------------
@@ -421,6 +479,7 @@ class ListenOptions:
     """How a listening socket is made.
 
     transparent   IP_TRANSPARENT / IPV6_TRANSPARENT: accepts connections to foreign addresses (needs CAP_NET_ADMIN)
+    mark          SO_MARK of the socket and of what it accepts, 0 for none
     """
 
     reuse_port: bool = False
@@ -429,6 +488,7 @@ class ListenOptions:
     keepalive: Keepalive | None = DEFAULT_KEEPALIVE
     netns: str = ""
     backlog: int = 4096
+    mark: int = 0
 
 
 def _family_of(address: Endpoint) -> tuple[int, str]:
@@ -465,7 +525,9 @@ def _bound(address: Endpoint, kind: int, options: ListenOptions) -> socket.socke
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
         if options.transparent:
             set_transparent(sock)
-        sock.bind((host, address.port))
+        if options.mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, options.mark)
+        sock.bind(sockaddr_of(host, address.port, options.netns))
         return sock
     except OSError as exc:
         sock.close()
@@ -478,12 +540,12 @@ def _bound(address: Endpoint, kind: int, options: ListenOptions) -> socket.socke
         raise
 
 
-def is_own_address(host: str) -> bool:
-    """Tell whether an IP address is this machine's: only such a one can be bound without IP_TRANSPARENT."""
+def is_own_address(host: str, netns: str = "") -> bool:
+    """Tell whether an IP address is this machine's, or that namespace's: others take IP_TRANSPARENT to be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+    with make_socket(family, socket.SOCK_DGRAM, netns) as probe:
         try:
-            probe.bind((host, 0))
+            probe.bind(sockaddr_of(host, 0, netns))
         except OSError:
             return False
     return True
@@ -564,7 +626,7 @@ class DialOptions:
         if source is not None:
             wanted = socket.AF_INET6 if source.version == 6 else socket.AF_INET
             if sock.family == wanted:
-                sock.bind((self.interface, 0))
+                sock.bind(sockaddr_of(self.interface, 0, self.netns))
             elif self.strict:
                 raise OSError(97, f"{self.interface} cannot reach the other address family")
             return
@@ -592,7 +654,7 @@ async def connect_tcp(host: str, port: int, options: DialOptions = PLAIN) -> Soc
         if options is not PLAIN:
             options.apply(sock, host)
         stream = SocketStream(sock, ANY, where)
-        code = sock.connect_ex((host, port))
+        code = sock.connect_ex((host, port) if "%" not in host else sockaddr_of(host, port, options.netns))
         if code == 115:  # EINPROGRESS
             await stream.wait_connected(where)
         elif code:
@@ -628,7 +690,7 @@ def open_udp(target: Endpoint | None, options: DialOptions = PLAIN) -> UdpSocket
         if options is not PLAIN:
             options.apply(sock, target.host if target is not None else "")
         if target is not None:
-            sock.connect((target.host, target.port))
+            sock.connect(sockaddr_of(target.host, target.port, options.netns))
         else:
             if sock.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

@@ -8,10 +8,8 @@ answer never pays for a pipe. An idle connection holds two sockets and no pipe.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import select
-import socket
 from collections.abc import Sequence
 
 from ..core.errors import GostnetError, IdleTimeout, conn_error
@@ -225,11 +223,9 @@ class _Half:
 
     def _shut(self) -> None:
         try:
-            self.sink.sock.shutdown(socket.SHUT_WR)
+            self.sink.shut()
         except OSError as exc:
-            if exc.errno != errno.ENOTCONN:  # the peer has reset: nothing is left to shut
-                self.failed = exc
-        self.sink.mark_eof_sent()
+            self.failed = exc
 
     def free_pipe(self) -> None:
         """Give the pipe back to the pool."""

@@ -46,7 +46,7 @@ class RedSource(TcpSource):
         """Find out where the connection was going. A flow that came straight to our own port has no target."""
         flow = super().flow_of(stream, client)
         target = flow.ingress if self._tproxy else original_destination(stream.sock, client)
-        if target is None or (target.port == self.address.port and is_own_address(target.host)):
+        if target is None or (target.port == self.address.port and is_own_address(target.host, self._listen.netns)):
             flow.reason = "not a captured connection: it was made to the listener itself"
         else:
             flow.target = target

@@ -177,7 +177,7 @@ class ReduSource(Source[Session[Pair]]):
                 if session is None:
                     session = self._begin(sessions, client, target)
                     flow = Flow("", client, self.address, "udp", target)
-                    if target.port == self.address.port and is_own_address(target.host):
+                    if target.port == self.address.port and is_own_address(target.host, self._context.netns):
                         flow.target = None
                         flow.reason = "not a captured datagram: it was sent to the listener itself"
                     fresh.append((flow, session))

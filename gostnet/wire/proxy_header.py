@@ -34,7 +34,7 @@ def encode_proxy_header(version: int, source: Endpoint, destination: Endpoint, *
         if udp:
             return b"PROXY UNKNOWN\r\n"
         kind = "TCP6" if ipv6 else "TCP4"
-        hosts = " ".join(f"::ffff:{ip}" if ipv6 and ip.version == 4 else str(ip) for ip in (first, second))
+        hosts = " ".join(_text(ip, ipv6) for ip in (first, second))
         return f"PROXY {kind} {hosts} {source.port} {destination.port}\r\n".encode()
     body = b"".join(
         (
@@ -46,6 +46,12 @@ def encode_proxy_header(version: int, source: Endpoint, destination: Endpoint, *
     )
     family = (0x20 if ipv6 else 0x10) | (2 if udp else 1)
     return b"".join((SIGNATURE, bytes((0x21, family)), len(body).to_bytes(2, "big"), body))
+
+
+def _text(ip: IPv4Address | IPv6Address, ipv6: bool) -> str:
+    if ip.version == 4:
+        return f"::ffff:{ip}" if ipv6 else str(ip)
+    return str(IPv6Address(int(ip)))  # without the zone, which says nothing to others
 
 
 def _packed(ip: IPv4Address | IPv6Address, ipv6: bool) -> bytes:

@@ -440,5 +440,5 @@ def system_servers(path: Path) -> list[Endpoint]:
     except OSError:
         return []
     words = (line.split() for line in lines)
-    found = [row[1].partition("%")[0] for row in words if len(row) > 1 and row[0] == "nameserver"]
+    found = [row[1] for row in words if len(row) > 1 and row[0] == "nameserver"]
     return [Endpoint(host, PORT) for host in found if parse_ip(host) is not None]

@@ -290,7 +290,7 @@ def test_the_option_dns_names_upstreams() -> None:
 def test_the_systems_servers_are_the_last_resort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "resolv.conf"
     path.write_text("# x\nnameserver 192.0.2.1\nnameserver\nnameserver fe80::1%eth0\nsearch nameserver\nnameserver x\n")
-    assert system_servers(path) == [Endpoint("192.0.2.1", 53), Endpoint("fe80::1", 53)]
+    assert system_servers(path) == [Endpoint("192.0.2.1", 53), Endpoint("fe80::1%eth0", 53)]
     assert system_servers(tmp_path / "none") == []
 
     async def main() -> None:
