@@ -1,6 +1,9 @@
 """TUN and TAP devices: opened by one ioctl (or by python-pytun), read and written in batches.
 
 A device is not persistent: it lives as long as its descriptor, so nothing is left of it however the process ends.
+
+A device with a virtio header takes runs of TCP segments in one write (dataplane.tcp_runs). What it gives is cut and
+summed up by the kernel: doing that here costs as much as reading each packet.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from ..core.errors import ConfigError, ConnError, KernelError
 from ..core.packets import NO_SETUP, Medium, Packets, Setup
 from ..core.sockets import Readiness
 from ..core.stream import Buffer
+from .tcp_runs import HEADER_SIZE, join_runs
 
 _PATH = "/dev/net/tun"
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
+_TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
 _IFF = {Medium.IP: 0x0001, Medium.ETHERNET: 0x0002}
-_IFF_NO_PI = 0x1000
+_IFF_NO_PI, _IFF_VNET_HDR = 0x1000, 0x4000
 _IFREQ = struct.Struct("16sH22x")
 
 _LARGEST = 65535
@@ -33,32 +38,58 @@ _GONE = (errno.EBADFD, errno.EBADF, errno.ENODEV)
 Backend = Literal["ioctl", "pytun"]
 
 
-def open_device(name: str = "", medium: Medium = Medium.IP, backend: Backend = "ioctl") -> tuple[int, str]:
+def open_device(
+    name: str = "", medium: Medium = Medium.IP, backend: Backend = "ioctl", *, vnet_header: bool = False
+) -> tuple[int, str]:
     """Create a device in the thread's network namespace; return (descriptor, name). It is down and has no address.
 
     An empty name lets the kernel choose (tun0, tun1, ...), `%d` in one is replaced by a free number. The descriptor
-    is non-blocking and closed on exec; it is the caller's. Raise KernelError, ConfigError for a name that cannot be.
+    is non-blocking and closed on exec; it is the caller's. With `vnet_header` every packet has a virtio_net_hdr in
+    front, both ways, and no offload is on (`set_offload`). Raise KernelError, ConfigError for a name that cannot be.
     """
     if len(name.encode()) > 15 or "/" in name or name.split() != ([name] if name else []) or name in (".", ".."):
         raise ConfigError("", f"{name[:64]!r} is not the name of an interface", code="tun.name")
     shown = f"open {medium.value} device {name}".rstrip()
     try:
-        return _by_pytun(name, medium) if backend == "pytun" else _by_ioctl(name, medium)
+        flags = _IFF[medium] | _IFF_NO_PI | (_IFF_VNET_HDR if vnet_header else 0)
+        fd, name = _by_pytun(name, flags) if backend == "pytun" else _by_ioctl(name, flags)
+        if vnet_header:
+            try:
+                fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("=i", HEADER_SIZE))
+                set_offload(fd, 0)
+            except BaseException:
+                os.close(fd)
+                raise
     except OSError as exc:
         raise _refusal(shown, exc) from exc
+    return fd, name
 
 
-def _by_ioctl(name: str, medium: Medium) -> tuple[int, str]:
+def set_offload(fd: int, features: int) -> bool:
+    """Say what the reader of a device with a virtio header copes with (TUN_F_* of linux/if_tun.h).
+
+    Return False if the kernel does not know one of them; then nothing has changed.
+    """
+    try:
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, features)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+def _by_ioctl(name: str, flags: int) -> tuple[int, str]:
     fd = os.open(_PATH, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF[medium] | _IFF_NO_PI))
+        answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
         return fd, answer[:16].rstrip(b"\0").decode()
     except BaseException:
         os.close(fd)
         raise
 
 
-def _by_pytun(name: str, medium: Medium) -> tuple[int, str]:
+def _by_pytun(name: str, flags: int) -> tuple[int, str]:
     """Let python-pytun do it, and repair what it leaves out: its descriptor blocks and survives exec."""
     try:
         import pytun
@@ -67,7 +98,7 @@ def _by_pytun(name: str, medium: Medium) -> tuple[int, str]:
             "", "the device backend pytun needs the package python-pytun", hint="pip install gostnet[pytun]"
         ) from exc
     try:
-        device = pytun.TunTapDevice(name=name, flags=_IFF[medium] | _IFF_NO_PI)
+        device = pytun.TunTapDevice(name=name, flags=flags)
     except pytun.Error as exc:
         # Its errors carry the arguments of an OSError without being one.
         raise OSError(*exc.args) from exc
@@ -115,10 +146,14 @@ class _Descriptor:
 class TunDevice(Packets):
     """A device that the process holds; closing it removes it from the kernel.
 
+    Of a device with a virtio header (`joins`) the header is no concern of those who receive and send: they see packets
+    without it, whole and summed up.
+
     received, sent, dropped    packets that came out of the kernel, went into it, and were refused by it
+    joins                      runs of TCP segments go into the kernel in one piece
     """
 
-    __slots__ = ("_fd", "_on_close", "dropped", "readiness", "received", "sent")
+    __slots__ = ("_fd", "_into", "_on_close", "_slots", "_views", "dropped", "joins", "readiness", "received", "sent")
 
     BATCH = 64
     """Packets per `receive`: enough to amortise the wake-up, small enough to stay fair."""
@@ -131,21 +166,37 @@ class TunDevice(Packets):
         medium: Medium = Medium.IP,
         *,
         setup: Setup = NO_SETUP,
+        joins: bool = False,
         on_close: Callable[[], None] | None = None,
     ) -> None:
-        """Take a non-blocking descriptor of a device; it is ours to close from now on."""
+        """Take a non-blocking descriptor of a device, with `joins` one opened with a virtio header.
+
+        It is ours to close from now on.
+        """
         super().__init__(name, mtu, medium, setup=setup)
         self._fd = fd
         self._on_close = on_close
         self.readiness = Readiness(cast(socket.socket, _Descriptor(fd)))
+        self.joins = joins
         self.received = 0
         self.sent = 0
         self.dropped = 0
+        # Where packets are read to, each with the view of the last one: sizes repeat, and memory that no packet was
+        # large enough for is never touched.
+        header = [bytearray(HEADER_SIZE)] if joins else []
+        self._slots = [memoryview(bytearray(_LARGEST)) for _ in range(self.BATCH)]
+        self._into: list[list[bytearray | memoryview]] = [[*header, slot] for slot in self._slots]
+        self._views = [slot[:0] for slot in self._slots]
 
     @property
     def closed(self) -> bool:
         """Whether we have closed it."""
         return self.readiness.fd < 0
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, which stays ours."""
+        return self._fd
 
     def check(self) -> None:
         if not self.closed:
@@ -161,21 +212,28 @@ class TunDevice(Packets):
                 return batch
             await self.readiness.readable()
 
-    def receive_now(self) -> list[bytes]:
-        """Return the packets that wait, [] if there are none."""
-        batch: list[bytes] = []
+    def receive_now(self) -> list[memoryview]:
+        """Return the packets that wait, [] if there are none. They are valid until the next call."""
+        batch: list[memoryview] = []
         if self.closed:
             return batch
-        fd, read = self._fd, os.read
+        fd, read, views, slots = self._fd, os.readv, self._views, self._slots
+        offset = HEADER_SIZE if self.joins else 0
+        count = 0
         try:
-            while len(batch) < self.BATCH:
-                batch.append(read(fd, _LARGEST))
+            for into in self._into:
+                size = read(fd, into) - offset
+                view = views[count]
+                if len(view) != size:
+                    view = views[count] = slots[count][:size]
+                batch.append(view)
+                count += 1
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as exc:
             if not batch:
                 raise self._error(exc) from exc
-        self.received += len(batch)
+        self.received += count
         return batch
 
     async def send(self, batch: Sequence[Buffer]) -> None:
@@ -185,6 +243,9 @@ class TunDevice(Packets):
         """Give the kernel packets; it takes them at once or not at all."""
         if self.closed:
             raise ConnError("closed by this side")
+        if self.joins:
+            self._send_joined(batch)
+            return
         fd, write = self._fd, os.write
         refused = 0
         for packet in batch:
@@ -194,6 +255,20 @@ class TunDevice(Packets):
                 if exc.errno in _GONE:
                     raise self._error(exc) from exc
                 refused += 1  # the link is down, no memory, or it is no IP packet
+        self.sent += len(batch) - refused
+        self.dropped += refused
+
+    def _send_joined(self, batch: Sequence[Buffer]) -> None:
+        fd, write = self._fd, os.writev
+        refused = 0
+        for pieces in join_runs(batch):
+            try:
+                write(fd, pieces)
+            except OSError as exc:
+                if exc.errno in _GONE:
+                    raise self._error(exc) from exc
+                # One that is alone, or one for each piece behind virtio header and headers.
+                refused += max(1, len(pieces) - 2)
         self.sent += len(batch) - refused
         self.dropped += refused
 

@@ -169,11 +169,11 @@ class TunSource(Source[Packets]):
     def _make(self) -> TunDevice:
         try:
             with netns.inside(self._context.netns or None):
-                fd, self._name = open_device(self._name, backend=self._backend)
+                fd, self._name = open_device(self._name, backend=self._backend, vnet_header=True)
         except ConfigError as exc:
             raise ConfigError(f"{self._context.path}.metadata.name", exc.reason, hint=exc.hint, code=exc.code) from exc
         self._ended.clear()
-        device = TunDevice(fd, self._name, self._mtu, setup=self._setup, on_close=self._ended.set)
+        device = TunDevice(fd, self._name, self._mtu, setup=self._setup, joins=True, on_close=self._ended.set)
         device.carrier = self._carrier
         return device
 

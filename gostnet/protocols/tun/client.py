@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from errno import ECONNREFUSED
 
 from ...core.address import ANY
 from ...core.datagrams import Datagram, Datagrams
@@ -14,6 +13,7 @@ from ...core.packets import Packets
 from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
 from ...dataplane.framed import parts
+from ...dataplane.udp_trains import Trains, split
 from . import codec
 from .limits import within
 
@@ -24,7 +24,6 @@ TICK = 1.0
 """Seconds between two looks at the clock."""
 
 _BATCH = 64
-_LARGEST = 65535
 
 
 class Liveness:
@@ -92,6 +91,7 @@ class ClientSession:
         self._device = device
         self._upstream = upstream
         self._socket = upstream if isinstance(upstream, UdpSocket) else None
+        self._trains = Trains(upstream) if isinstance(upstream, UdpSocket) else None
         self._registration = registration
         self._liveness = liveness
         self._target = flow.target or ANY
@@ -102,8 +102,9 @@ class ClientSession:
 
     async def register(self) -> None:
         """Send the registration."""
-        if self._socket is not None:
-            self._send(self._registration)
+        if self._trains is not None:
+            self._trains.send_from((self._registration,), 0)
+            self._note_refusal(self._trains)
             return
         async with self._turn:
             await self._upstream.send([Datagram(self._registration, self._target)])
@@ -123,71 +124,49 @@ class ClientSession:
         while batch := await device.receive():
             if shapers:
                 batch = within(batch, shapers)
-            if self._socket is None:
+            if self._trains is None or self._socket is None:
                 target = self._target
                 async with self._turn:
-                    await self._upstream.send([Datagram(packet, target) for packet in batch])
+                    await self._upstream.send([Datagram(bytes(packet), target) for packet in batch])
             else:
-                socket = self._socket
-                for packet in batch:
-                    if not self._send(packet):
-                        await socket.readiness.writable()
-                        self._send(packet)
+                start = 0
+                while (start := self._trains.send_from(batch, start)) < len(batch):
+                    await self._socket.readiness.writable()
+                self._note_refusal(self._trains)
             liveness.unanswered = True
             meter.up += sum(map(len, batch))
             if len(batch) >= _BATCH:
                 await asyncio.sleep(0)
 
-    def _send(self, data: Buffer) -> bool:
-        """Send one datagram by the socket; False if it is full. An error concerns one datagram and is no end."""
-        assert self._socket is not None
-        for _ in range(2):
-            try:
-                self._socket.sock.send(data)
-            except (BlockingIOError, InterruptedError):
-                return False
-            except OSError as exc:
-                if self._socket.readiness.fd < 0:
-                    raise ConnError("closed by this side") from exc
-                if exc.errno == ECONNREFUSED:
-                    self._liveness.refused = True
-                    continue  # the error of an earlier datagram; this one has not been sent yet
-            return True
-        return True
+    def _note_refusal(self, trains: Trains) -> None:
+        if trains.refused:
+            trains.refused = False
+            self._liveness.refused = True
 
     # ---- server to device ----------------------------------------------------------------------
     async def from_server(self) -> None:
         """Give the device what the server sends, until it closes."""
-        if self._socket is not None:
-            await self._from_socket(self._socket)
+        if self._trains is not None and self._socket is not None:
+            await self._from_socket(self._trains, self._socket)
             return
         while batch := await self._upstream.receive():
-            await self._deliver([bytes(part) for datagram in batch for part in parts(datagram)])
+            await self._deliver([part for datagram in batch for part in parts(datagram)])
 
-    async def _from_socket(self, socket: UdpSocket) -> None:
-        receive = socket.sock.recv
+    async def _from_socket(self, trains: Trains, socket: UdpSocket) -> None:
         while True:
-            batch: list[bytes] = []
-            full = False
             try:
-                while len(batch) < _BATCH:
-                    batch.append(receive(_LARGEST))
-                full = True
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError as exc:
-                if socket.readiness.fd < 0:
-                    return
-                self._liveness.refused |= exc.errno == ECONNREFUSED
-                full = True  # the error has taken the place of what may be there
+                batch = trains.receive_now()
+            except ConnError:
+                return
+            self._note_refusal(trains)
             if batch:
-                await self._deliver(batch)
-            if full:
-                await asyncio.sleep(0)
-            else:
+                await self._deliver([packet for train, stride, _ in batch for packet in split(train, stride)])
+            if trains.drained:
                 await socket.readiness.readable()
+            else:
+                await asyncio.sleep(0)
 
-    async def _deliver(self, batch: Sequence[bytes]) -> None:
+    async def _deliver(self, batch: Sequence[Buffer]) -> None:
         liveness = self._liveness
         shapers = self._flow.shapers.down if self._flow.shapers else ()
         packets: list[Buffer] = []
@@ -195,7 +174,7 @@ class ClientSession:
         liveness.unanswered = False
         for packet in batch:
             if len(packet) <= codec.HEADER:
-                if codec.is_answer(packet):
+                if codec.is_answer(bytes(packet)):
                     liveness.answered(self._loop.time())
                 continue
             if packet[0] >> 4 not in (4, 6) or (shapers and not within((packet,), shapers)):

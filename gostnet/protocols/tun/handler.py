@@ -7,13 +7,11 @@ the end of the device ends it.
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from ...core.address import Endpoint
-from ...core.contracts import Authenticator
+from ...core.contracts import Handler
 from ...core.datagrams import Datagrams
 from ...core.egress import Egress
 from ...core.errors import GostnetError
@@ -22,24 +20,18 @@ from ...core.options import Bytes, Seconds, Secret, opt
 from ...core.packets import Packets
 from ...core.registry import component
 from ...core.sockets import UdpSocket
-from ...core.stream import Buffer
 from ...core.tasks import Scope
 from ...pipeline.forwarding import reach_target
 from ...pipeline.handler import HandlerContext
 from ...pipeline.router import ServiceRouter
-from ...wire.ip_header import source
 from . import codec
 from .client import ClientSession, Liveness
-from .limits import within
-from .routes import PeerTable
+from .server import PeerServer
 
 RECONNECT = 1.0
 """Seconds before the server is dialled again, as in GOST."""
 
 DEFAULT_TTL = 10.0
-
-_BATCH = 64
-"""Datagrams taken per turn."""
 
 
 @component("handler", "tun")
@@ -82,6 +74,16 @@ class TunHandler:
         self._context = context
         self._passphrase = options.passphrase.reveal()
         self._ttl = options.ttl if options.ttl > 0 else DEFAULT_TTL
+        self._server: PeerServer | None = None
+        self._egress: Egress | None = None
+
+    def hand_over(self, successor: Handler[Any], egress: Egress) -> None:
+        """Go on with the users and the way out of the new configuration: the device stays, and so does its handler."""
+        heir = cast(TunHandler, successor)
+        heir._server, heir._egress = self._server, egress
+        self._context, self._egress = heir._context, egress
+        if self._server is not None:
+            self._server.renew(heir._context, heir._passphrase)
 
     async def handle(self, flow: Flow, conn: Packets, egress: Egress) -> None:
         """Serve the device until it is closed by us. Raise ConnError when somebody else has deleted it."""
@@ -95,17 +97,29 @@ class TunHandler:
             flow.shapers = Shapers()
             for limiter in egress.traffic:
                 limiter.shape(flow, flow.shapers)
-        server = _Server(flow, conn, conn.carrier, self._options, self._context)
-        await first_ended(server.from_device(), server.from_peers())
+        self._server = server = PeerServer(
+            flow,
+            conn,
+            conn.carrier,
+            self._context,
+            passphrase=self._passphrase,
+            p2p=self._options.p2p,
+            strict_source=self._options.strict_source,
+        )
+        try:
+            await first_ended(server.from_device(), server.from_peers(), server.attend())
+        finally:
+            self._server = None
 
     # ---- client --------------------------------------------------------------------------------
     async def _client(self, flow: Flow, device: Packets, egress: Egress) -> None:
         """Keep a session with the server up, as long as there is a device."""
+        self._egress = egress
         log = self._context.log
         registration = codec.encode_registration(self._passphrase, [a.ip for a in device.setup.addresses])
         while not device.closed:
             try:
-                upstream = await reach_target(flow, self._context, egress.associate)
+                upstream = await reach_target(flow, self._context, self._egress.associate)
                 try:
                     flow.connected = True
                     await self._session(flow, device, upstream, registration)
@@ -126,142 +140,6 @@ class TunHandler:
         self._context.log.info(f"{device.name} >-< {flow.target}", sid=flow.sid)
         await session.register()
         await first_ended(session.from_device(), session.from_server(), session.attend())
-
-
-class _Server:
-    """One device, one socket, and the peers that have registered by it."""
-
-    def __init__(
-        self, flow: Flow, device: Packets, carrier: UdpSocket, options: TunHandler.Options, context: HandlerContext
-    ) -> None:
-        self._flow = flow
-        self._device = device
-        self._carrier = carrier
-        self._log = context.log
-        self._authenticator: Authenticator | None = context.authenticator
-        passphrase = options.passphrase.reveal()
-        self._passphrase = codec.pack_passphrase(passphrase).rstrip(b"\0") if passphrase else None
-        self._p2p = options.p2p
-        guarded = self._authenticator is not None or self._passphrase is not None
-        self._strict = guarded if options.strict_source is None else options.strict_source
-        self._own = frozenset(address.ip for address in device.setup.addresses)
-        self._peers: PeerTable[tuple[Any, ...]] = PeerTable(device.setup.ways, single=options.p2p)
-
-    async def from_device(self) -> None:
-        """Send each packet to the peer that has its destination; those that nobody has are dropped."""
-        device, carrier, meter = self._device, self._carrier, self._flow.meter
-        find, sendto, shapers = self._peers.find, carrier.sock.sendto, self._flow.shapers
-        while batch := await device.receive():
-            if shapers is not None and shapers.up:
-                batch = within(batch, shapers.up)
-            size = 0
-            for packet in batch:
-                version = packet[0] >> 4
-                if version == 4:
-                    peer = find(bytes(packet[16:20]))
-                elif version == 6:
-                    peer = find(bytes(packet[24:40]))
-                else:
-                    continue
-                if peer is None:
-                    continue
-                try:
-                    sendto(packet, peer)
-                except (BlockingIOError, InterruptedError):
-                    await carrier.readiness.writable()
-                    self._send(packet, peer)
-                except OSError:
-                    if carrier.readiness.fd < 0:
-                        return
-                    continue  # this peer cannot be reached now, or not with a packet of this size
-                size += len(packet)
-            meter.up += size
-            if len(batch) >= _BATCH:
-                await asyncio.sleep(0)
-
-    async def from_peers(self) -> None:
-        """Take registrations, pass packets on to other peers, and give the rest to the device."""
-        device, carrier, meter = self._device, self._carrier, self._flow.meter
-        recvfrom, find = carrier.sock.recvfrom, self._peers.find
-        strict, p2p, shapers = self._strict, self._p2p, self._flow.shapers
-        while True:
-            packets: list[Buffer] = []
-            count = size = 0
-            for count in range(1, _BATCH + 1):
-                try:
-                    packet, peer = recvfrom(65535)
-                except (BlockingIOError, InterruptedError):
-                    count -= 1
-                    break
-                except OSError:
-                    if carrier.readiness.fd < 0:
-                        return
-                    continue
-                length = len(packet)
-                if length <= codec.HEADER:
-                    continue  # GOST: neither a registration nor a packet that carries anything
-                version = packet[0] >> 4
-                if version == 4:
-                    if packet.startswith(codec.MAGIC):
-                        self._registered(packet, peer)
-                        continue
-                    destination = packet[16:20]
-                elif version == 6 and length >= 40:
-                    destination = packet[24:40]
-                else:
-                    continue
-                if strict and find(source(packet)) != peer:
-                    continue
-                if shapers is not None and shapers.down and not within((packet,), shapers.down):
-                    continue
-                size += length
-                if not p2p:
-                    other = find(destination)
-                    if other is not None:
-                        self._send(packet, other)
-                        continue
-                packets.append(packet)
-            if packets:
-                await device.send(packets)
-            meter.down += size
-            if count < _BATCH:
-                await carrier.readiness.readable()
-            else:
-                await asyncio.sleep(0)
-
-    def _send(self, packet: Buffer, peer: tuple[Any, ...]) -> None:
-        """Send to a peer now or not at all."""
-        try:
-            self._carrier.sock.sendto(packet, peer)
-        except OSError:
-            pass  # full, or this peer cannot be reached
-
-    def _registered(self, datagram: bytes, peer: tuple[Any, ...]) -> None:
-        """Learn whose addresses these are, and answer; a registration that is refused gets no answer."""
-        registration = codec.decode_registration(datagram)
-        if registration is None:
-            return
-        client = Endpoint.from_sockaddr(peer)
-        names = ", ".join(map(str, registration.addresses))
-        if not self._own.isdisjoint(registration.addresses):
-            self._log.debug(f"registration from {client}: {names} is an address of this device", client=str(client))
-            return
-        if not self._authorised(registration, client):
-            self._log.info(f"registration from {client} for {names} is refused", client=str(client))
-            return
-        self._send(codec.encode_answer(client.host), peer)
-        if self._peers.learn(registration.addresses, peer):
-            self._log.info(f"{self._device.name}: {names} at {client}", client=str(client))
-
-    def _authorised(self, registration: codec.Registration, client: Endpoint) -> bool:
-        """Tell whether the credentials are those of every address; user names are the addresses' texts."""
-        if self._authenticator is not None:
-            password = registration.passphrase.decode("utf-8", "surrogateescape")
-            return all(
-                self._authenticator.authenticate(str(address), password, client) is not None
-                for address in registration.addresses
-            )
-        return self._passphrase is None or hmac.compare_digest(self._passphrase, registration.passphrase)
 
 
 async def first_ended(*works: Coroutine[Any, Any, None]) -> None:

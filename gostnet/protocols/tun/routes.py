@@ -60,6 +60,16 @@ class PeerTable(Generic[P]):
             self._cache.clear()
         return changed
 
+    def forget(self, address: IPAddress) -> None:
+        """Forget which peer has an address."""
+        if not self._single and self._peers.pop(address.packed, None) is not None:
+            self._cache.clear()
+
+    def clear(self) -> None:
+        """Forget all peers."""
+        self._peers.clear()
+        self._cache.clear()
+
     def find(self, address: bytes) -> P | None:
         """Return the peer for a packed address, None if there is none."""
         if self._single:

@@ -1,0 +1,225 @@
+"""One device, one UDP socket, and the peers that have registered by it."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Sequence
+from typing import Any
+
+from ...core.address import Endpoint, IPAddress
+from ...core.contracts import Authenticator
+from ...core.errors import ConnError
+from ...core.flow import Flow
+from ...core.packets import Packets
+from ...core.sockets import UdpSocket
+from ...core.stream import Buffer
+from ...dataplane.udp_trains import Trains, split
+from ...pipeline.handler import HandlerContext
+from . import codec
+from .limits import within
+from .routes import PeerTable
+
+RECHECK = 10.0
+"""Seconds between two looks at whether peers may still have what they have registered: users may be taken away."""
+
+_BATCH = 64
+"""Packets of the device per turn."""
+
+Sockaddr = tuple[Any, ...]
+
+
+class PeerServer:
+    """Passes packets between a device and the peers that register, and from peer to peer."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        device: Packets,
+        carrier: UdpSocket,
+        context: HandlerContext,
+        *,
+        passphrase: str = "",
+        p2p: bool = False,
+        strict_source: bool | None = None,
+    ) -> None:
+        self._flow = flow
+        self._device = device
+        self._carrier = carrier
+        self._trains = Trains(carrier)
+        self._p2p = p2p
+        self._strict_wanted = strict_source
+        self._own = frozenset(address.ip for address in device.setup.addresses)
+        self._peers: PeerTable[Sockaddr] = PeerTable(device.setup.ways, single=p2p)
+        self._credentials: dict[IPAddress, tuple[bytes, Endpoint]] = {}
+        self._adopt(context, passphrase)
+        if self._trains.missing:
+            self._log.info(f"{device.name}: the kernel lacks {self._trains.missing}: datagrams go one by one")
+
+    def _adopt(self, context: HandlerContext, passphrase: str) -> None:
+        self._log = context.log
+        self._authenticator: Authenticator | None = context.authenticator
+        self._passphrase = codec.pack_passphrase(passphrase).rstrip(b"\0") if passphrase else None
+        guarded = self._authenticator is not None or self._passphrase is not None
+        self._strict = guarded if self._strict_wanted is None else self._strict_wanted
+
+    def renew(self, context: HandlerContext, passphrase: str) -> None:
+        """Go on with other users; who is none of them any more is forgotten at once."""
+        self._adopt(context, passphrase)
+        self.check_peers()
+
+    # ---- device to peers -------------------------------------------------------------------------
+    async def from_device(self) -> None:
+        """Send each packet to the peer that has its destination; those that nobody has are dropped."""
+        device, meter = self._device, self._flow.meter
+        find, shapers = self._peers.find, self._flow.shapers
+        while batch := await device.receive():
+            if shapers is not None and shapers.up:
+                batch = within(batch, shapers.up)
+            size = 0
+            run: list[Buffer] = []
+            last, peer, run_peer = b"", None, None
+            for packet in batch:
+                version = packet[0] >> 4
+                if version == 4:
+                    destination = bytes(packet[16:20])
+                elif version == 6:
+                    destination = bytes(packet[24:40])
+                else:
+                    continue
+                if destination != last:
+                    last, peer = destination, find(destination)
+                    if peer is not run_peer:
+                        if run and not await self._send_all(run, run_peer):
+                            return
+                        run, run_peer = [], peer
+                if peer is not None:
+                    run.append(packet)
+                    size += len(packet)
+            if run and not await self._send_all(run, run_peer):
+                return
+            meter.up += size
+            if len(batch) >= _BATCH:
+                await asyncio.sleep(0)
+
+    async def _send_all(self, packets: Sequence[Buffer], peer: Sockaddr | None) -> bool:
+        """Send in order, waiting where the socket is full; False once it is closed."""
+        try:
+            start = 0
+            while (start := self._trains.send_from(packets, start, peer)) < len(packets):
+                await self._carrier.readiness.writable()
+        except ConnError:
+            return False
+        return True
+
+    # ---- peers to device -------------------------------------------------------------------------
+    async def from_peers(self) -> None:
+        """Take registrations, pass packets on to other peers, and give the rest to the device."""
+        device, trains, meter = self._device, self._trains, self._flow.meter
+        while True:
+            try:
+                batch = trains.receive_now()
+                packets: list[Buffer] = []
+                for train, stride, peer in batch:
+                    meter.down += self._sort(split(train, stride), peer, packets)
+            except ConnError:
+                return
+            if packets:
+                await device.send(packets)
+            if trains.drained:
+                await self._carrier.readiness.readable()
+            else:
+                await asyncio.sleep(0)
+
+    def _sort(self, train: Sequence[Buffer], peer: Sockaddr, packets: list[Buffer]) -> int:
+        """Add to `packets` what is for the device, pass on what is for other peers; return the bytes of both."""
+        find, strict, p2p, shapers = self._peers.find, self._strict, self._p2p, self._flow.shapers
+        limits = shapers.down if shapers is not None else ()
+        size = 0
+        last, other, refused = b"", None, False
+        run: list[Buffer] = []
+        run_other = None
+        for packet in train:
+            length = len(packet)
+            if length <= codec.HEADER:
+                continue  # GOST: neither a registration nor a packet that carries anything
+            version = packet[0] >> 4
+            if version == 4:
+                if packet[0] == codec.MAGIC[0] and packet[:4] == codec.MAGIC:
+                    self._registered(bytes(packet), peer)
+                    last = b""
+                    continue
+                ends = bytes(packet[12:20])
+            elif version == 6 and length >= 40:
+                ends = bytes(packet[8:40])
+            else:
+                continue
+            if ends != last:
+                # Whose they are is looked up once for packets that follow each other between the same two ends.
+                last, half = ends, len(ends) // 2
+                refused = strict and find(ends[:half]) != peer
+                other = find(ends[half:]) if not p2p else None
+            if refused or (limits and not within((packet,), limits)):
+                continue
+            size += length
+            if other is None:
+                packets.append(packet)
+                continue
+            if other is not run_other:
+                self._pass_on(run, run_other)
+                run, run_other = [], other
+            run.append(packet)
+        self._pass_on(run, run_other)
+        return size
+
+    def _pass_on(self, packets: Sequence[Buffer], peer: Sockaddr | None) -> None:
+        """Send to a peer now or not at all."""
+        if packets:
+            self._trains.send_from(packets, 0, peer)
+
+    # ---- registrations ---------------------------------------------------------------------------
+    def _registered(self, datagram: bytes, peer: Sockaddr) -> None:
+        """Learn whose addresses these are, and answer; a registration that is refused gets no answer."""
+        registration = codec.decode_registration(datagram)
+        if registration is None:
+            return
+        client = Endpoint.from_sockaddr(peer)
+        names = ", ".join(map(str, registration.addresses))
+        if not self._own.isdisjoint(registration.addresses):
+            self._log.debug(f"registration from {client}: {names} is an address of this device", client=str(client))
+            return
+        if not all(self._authorised(address, registration.passphrase, client) for address in registration.addresses):
+            self._log.info(f"registration from {client} for {names} is refused", client=str(client))
+            return
+        self._pass_on((codec.encode_answer(client.host),), peer)
+        if self._peers.learn(registration.addresses, peer):
+            self._log.info(f"{self._device.name}: {names} at {client}", client=str(client))
+        if self._authenticator is not None or self._passphrase is not None:
+            for address in registration.addresses:
+                if self._peers.find(address.packed) is not None:
+                    self._credentials[address] = (registration.passphrase, client)
+
+    def _authorised(self, address: IPAddress, passphrase: bytes, client: Endpoint) -> bool:
+        """Tell whether the credentials are those of an address; user names are the addresses' texts."""
+        if self._authenticator is not None:
+            password = passphrase.decode("utf-8", "surrogateescape")
+            return self._authenticator.authenticate(str(address), password, client) is not None
+        return self._passphrase is None or hmac.compare_digest(self._passphrase, passphrase)
+
+    async def attend(self) -> None:
+        """Look from time to time whether the peers may still be peers."""
+        while True:
+            await asyncio.sleep(RECHECK)
+            self.check_peers()
+
+    def check_peers(self) -> None:
+        """Forget the peers whose credentials are not accepted any more."""
+        if self._authenticator is None and self._passphrase is None:
+            return
+        for address, (passphrase, client) in list(self._credentials.items()):
+            if not self._authorised(address, passphrase, client):
+                del self._credentials[address]
+                if self._p2p:
+                    self._peers.clear()
+                self._peers.forget(address)
+                self._log.info(f"{self._device.name}: {address} at {client} is no peer any more", client=str(client))
