@@ -37,6 +37,28 @@ FIRST_TABLE = 18254
 SLOTS = 256
 """How many instances there may be in a network namespace."""
 
+MAIN_TABLE = 254
+"""Where the host's own routes are."""
+
+RULES_A_SLOT = 56
+"""How many priorities an instance has, SLOTS apart, before that of the main table (32766)."""
+
+
+def routed_table(slot: int) -> int:
+    """Return the table of the routes into devices that come back in."""
+    return FIRST_TABLE + SLOTS + slot
+
+
+def return_table(slot: int) -> int:
+    """Return the table that leads the host's captured traffic into such a device."""
+    return FIRST_TABLE + 2 * SLOTS + slot
+
+
+def tables_of(slot: int) -> set[int]:
+    """Return the routing tables of an instance."""
+    return {FIRST_TABLE + slot, routed_table(slot), return_table(slot)}
+
+
 Key: TypeAlias = tuple[str, ...]
 
 
@@ -71,6 +93,7 @@ class Capture(Resource):
     sources      only from these networks, () for any; does not concern `local`
     ports        only these destination ports, as inclusive ranges; () for any
     address      of the listener, "" for any; then only traffic of its IP version is taken
+    device       what `local` takes goes through this device, whose packets come back in, instead of lo
     """
 
     kind: ClassVar[str] = "capture"
@@ -85,11 +108,37 @@ class Capture(Resource):
     sources: tuple[str, ...] = ()
     ports: tuple[tuple[int, int], ...] = ()
     address: str = ""
+    device: str = ""
 
     @property
     def key(self) -> Key:
         """Service and protocol."""
         return (self.kind, self.service, self.protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class Inlet(Resource):
+    """A device whose packets come back in by it: declared by a listener, compiled to the resources below.
+
+    device   what is routed into it is taken, and nothing of it goes on from there
+    tcp      port of the transparent socket that gets the TCP, 0 where whoever reads the device sees to that
+    udp      the same of UDP
+    ways     what is routed into it, with the gateway or "" for each; sockets of ours are not, and neither is what
+             `Capture` never takes
+    """
+
+    kind: ClassVar[str] = "inlet"
+
+    service: str
+    device: str
+    tcp: int
+    udp: int
+    ways: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def key(self) -> Key:
+        """Service and device."""
+        return (self.kind, self.service, self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +283,10 @@ class Route(Resource):
 
 @dataclass(frozen=True, slots=True)
 class Rule(Resource):
-    """A policy rule that looks a table up for packets with a mark that came in by `iif` ("lo": the host's own)."""
+    """A policy rule that looks a table up for packets with a mark that came in by `iif` ("lo": the host's own).
+
+    suppress   a route whose prefix is of at most this length does not count; -1: all do
+    """
 
     kind: ClassVar[str] = "rule"
     rank: ClassVar[int] = 50
@@ -246,11 +298,12 @@ class Rule(Resource):
     mask: int = 0
     iif: str = ""
     protocol: int = ROUTE_PROTOCOL
+    suppress: int = -1
 
     @property
     def key(self) -> Key:
         """Everything, as rules never replace each other."""
-        parts = (self.version, self.priority, self.table, self.mark, self.mask, self.iif, self.protocol)
+        parts = (self.version, self.priority, self.table, self.mark, self.mask, self.iif, self.protocol, self.suppress)
         return (self.kind, *map(str, parts))
 
 

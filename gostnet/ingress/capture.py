@@ -53,9 +53,14 @@ class CaptureRequest:
         )
 
     def resource(
-        self, service: str, protocol: Literal["tcp", "udp"], method: Literal["redirect", "tproxy"], listening: Endpoint
+        self,
+        service: str,
+        protocol: Literal["tcp", "udp"],
+        method: Literal["redirect", "tproxy"],
+        listening: Endpoint,
+        device: str = "",
     ) -> Capture:
-        """Return the resource of a listener that is bound to `listening`."""
+        """Return the resource of a listener that is bound to `listening`; `local` goes through `device`."""
         address = "" if listening.host in ("", "::", "0.0.0.0") else listening.host
         return Capture(
             service,
@@ -68,6 +73,7 @@ class CaptureRequest:
             self.sources,
             self.ports,
             address,
+            device,
         )
 
 

@@ -35,9 +35,15 @@ class RedSource(TcpSource):
     """A TCP socket whose connections were meant for others; the flow's target is their original destination."""
 
     def __init__(
-        self, address: Endpoint, options: RedOptions, request: CaptureRequest | None, context: ListenerContext
+        self,
+        address: Endpoint,
+        options: RedOptions,
+        request: CaptureRequest | None,
+        context: ListenerContext,
+        *,
+        mark: int = 0,
     ) -> None:
-        super().__init__(address, options.tcp, netns=context.netns, transparent=options.tproxy)
+        super().__init__(address, options.tcp, netns=context.netns, transparent=options.tproxy, mark=mark)
         self._tproxy = options.tproxy
         self._request = request
         self._service = context.service

@@ -13,25 +13,31 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
-from ..core.address import Endpoint
+from ..core.address import Endpoint, IPAddress
 from ..core.datagrams import Datagram, Datagrams
-from ..core.errors import ConnError, KernelError
+from ..core.errors import ConnError, DialError, KernelError
 from ..core.flow import Flow
+from ..core.hub import READABLE
 from ..core.options import Bytes, Seconds, group, opt
 from ..core.registry import register
 from ..core.resources import MARK_OWN, Resource
 from ..core.sockets import ListenOptions, Readiness, enlarge_buffers, is_own_address, listen_udp, make_socket
 from ..dataplane.sessions import Session, Sessions
 from ..pipeline.transport import Listener, ListenerContext, Source
-from ..wire.ip import ipv4_packets, ipv6_packets, udp_payload
+from ..wire import icmp
+from ..wire.ip import UDP, ipv4_packets, ipv6_packets, udp_payload
 from .capture import CaptureOptions, CaptureRequest
 
 IP_RECVORIGDSTADDR = 20
 IPV6_RECVORIGDSTADDR = 74
 BATCH = 64
-"""Datagrams per wake-up."""
+"""Datagrams taken from the kernel in a row."""
+
+ROUNDS = 8
+"""Times that this is done in one turn of the loop."""
 
 MIN_MTU = 1280
 """Bytes: fragments of this size pass any IPv6 link and, in practice, any IPv4 one."""
@@ -80,21 +86,30 @@ class RawSender:
     def send(self, source: Endpoint, destination: Endpoint, data: bytes) -> None:
         """Send one datagram; what the kernel refuses is dropped and counted."""
         here, there = source.ip, destination.ip
-        if isinstance(here, IPv4Address) and isinstance(there, IPv4Address):
-            sock: socket.socket | None = self._v4
-        elif isinstance(here, IPv6Address) and isinstance(there, IPv6Address):
-            sock = self._v6
-        else:
-            sock = None
-        if sock is None or here is None or there is None:
+        if here is None or there is None or here.version != there.version:
             self.dropped += 1
             return
         payload = udp_payload(here.packed, there.packed, source.port, destination.port, data)
+        self.send_packet(here, there, payload, UDP)
+
+    def refuse(self, client: Endpoint, target: Endpoint, size: int) -> None:
+        """Answer a datagram of `size` bytes as a host does that has nobody at this port."""
+        here, there = target.ip, client.ip
+        if here is not None and there is not None and here.version == there.version:
+            message = icmp.port_unreachable(there, client.port, here, target.port, size)
+            self.send_packet(here, there, message, icmp.PROTOCOL[here.version])
+
+    def send_packet(self, here: IPAddress, there: IPAddress, payload: bytes, protocol: int) -> None:
+        """Send an IP packet, in fragments where it must be; what the kernel refuses is dropped and counted."""
+        sock = self._v4 if here.version == 4 else self._v6
+        if sock is None:
+            self.dropped += 1
+            return
         ident = next(self._ident)
         for mtu in (65535, 1500, MIN_MTU):
             if mtu < 65535 or len(payload) + 40 <= 1500:
                 try:
-                    self._send_packets(sock, here, there, payload, mtu, ident)
+                    self._send_packets(sock, here, there, payload, mtu, ident, protocol)
                 except (BlockingIOError, InterruptedError):
                     break
                 except OSError as exc:
@@ -106,19 +121,14 @@ class RawSender:
 
     @staticmethod
     def _send_packets(
-        sock: socket.socket,
-        here: IPv4Address | IPv6Address,
-        there: IPv4Address | IPv6Address,
-        payload: bytes,
-        mtu: int,
-        ident: int,
+        sock: socket.socket, here: IPAddress, there: IPAddress, payload: bytes, mtu: int, ident: int, protocol: int
     ) -> None:
         if isinstance(here, IPv4Address):
             assert isinstance(there, IPv4Address)
-            packets = ipv4_packets(here, there, payload, mtu, ident & 0xFFFF)
+            packets = ipv4_packets(here, there, payload, mtu, ident & 0xFFFF, protocol)
         else:
             assert isinstance(there, IPv6Address)
-            packets = ipv6_packets(here, there, payload, mtu, ident & 0xFFFFFFFF)
+            packets = ipv6_packets(here, there, payload, mtu, ident & 0xFFFFFFFF, protocol)
         for packet in packets:
             sock.sendto(packet, (str(there), 0))
 
@@ -127,6 +137,26 @@ class RawSender:
         self._v4.close()
         if self._v6 is not None:
             self._v6.close()
+
+
+class _Captured(Sessions[Pair]):
+    """Sessions whose clients are told when their flow could not be opened."""
+
+    def __init__(self, ttl: float, sender: RawSender) -> None:
+        super().__init__(ttl)
+        self._sender = sender
+        self._begun: dict[Pair, tuple[Flow, int]] = {}
+
+    def note(self, key: Pair, flow: Flow, size: int) -> None:
+        """Remember a session's flow, and the size of the datagram that began it."""
+        self._begun[key] = (flow, size)
+
+    def forget(self, session: Session[Pair]) -> None:
+        """Take a session out; a destination that could not be reached is a port that nobody listens at."""
+        super().forget(session)
+        flow, size = self._begun.pop(session.key, (None, 0))
+        if flow is not None and not flow.connected and isinstance(flow.error, DialError):
+            self._sender.refuse(*session.key, size)
 
 
 class ReduSource(Source[Session[Pair]]):
@@ -145,7 +175,19 @@ class ReduSource(Source[Session[Pair]]):
         self._context = context
         self._readiness: Readiness | None = None
         self._sender: RawSender | None = None
-        self._sessions: Sessions[Pair] | None = None
+        self._sessions: _Captured | None = None
+
+    @property
+    def readiness(self) -> Readiness:
+        """The socket and who waits for it; only while it is open."""
+        assert self._readiness is not None, "accept before open"
+        return self._readiness
+
+    @property
+    def sender(self) -> RawSender:
+        """What sends from addresses of others; only while it is open."""
+        assert self._sender is not None
+        return self._sender
 
     async def open(self) -> None:
         """Bind; needs CAP_NET_ADMIN and CAP_NET_RAW. Raise KernelError."""
@@ -163,28 +205,43 @@ class ReduSource(Source[Session[Pair]]):
             raise
         self._readiness = Readiness(sock)
         self.address = Endpoint.from_sockaddr(sock.getsockname())
-        self._sessions = Sessions(self._options.ttl if self._options.ttl > 0 else 30.0)
+        self._sessions = _Captured(self._options.ttl if self._options.ttl > 0 else 30.0, self.sender)
 
     async def accept(self) -> Sequence[tuple[Flow, Session[Pair]]]:
         """Feed the sessions; return new flows, their targets known."""
-        readiness, sessions = self._readiness, self._sessions
-        assert readiness is not None
-        assert sessions is not None
+        readiness = self.readiness
         while True:
-            fresh: list[tuple[Flow, Session[Pair]]] = []
-            for data, client, target in self._receive(readiness.sock):
-                session = sessions.find((client, target))
+            fresh = self.accept_now()
+            if fresh:
+                return fresh
+            await readiness.readable()
+
+    def accept_now(self) -> list[tuple[Flow, Session[Pair]]]:
+        """Feed the sessions with what has arrived; return new flows, [] if one shall wait for more."""
+        readiness, sessions = self.readiness, self._sessions
+        assert sessions is not None
+        fresh: list[tuple[Flow, Session[Pair]]] = []
+        for left in reversed(range(ROUNDS)):
+            received = self._receive(readiness.sock)
+            if not received:
+                break
+            for data, client, target in received:
+                key = (client, target)
+                session = sessions.find(key)
                 if session is None:
                     session = self._begin(sessions, client, target)
                     flow = Flow("", client, self.address, "udp", target)
+                    sessions.note(key, flow, len(data))
                     if target.port == self.address.port and is_own_address(target.host, self._context.netns):
                         flow.target = None
                         flow.reason = "not a captured datagram: it was sent to the listener itself"
                     fresh.append((flow, session))
                 session.offer(Datagram(data, client))
             if fresh:
-                return fresh
-            await readiness.readable()
+                break
+            if not left:  # the others get their turn; nobody else will say that there is more
+                readiness.hub.call_ready(partial(readiness.on_events, READABLE))
+        return fresh
 
     def _begin(self, sessions: Sessions[Pair], client: Endpoint, target: Endpoint) -> Session[Pair]:
         sender = self._sender

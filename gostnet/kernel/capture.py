@@ -13,6 +13,11 @@ What is never captured, whatever the configuration says:
 All chains are at priority -95, behind the usual one of destination NAT (-100), to see what that has done. TPROXY
 needs no sysctl: the rule for a diverted packet names the interface, therefore neither reverse path filtering with
 src_valid_mark nor a firewall's own reverse lookup meets it.
+
+An inlet is a device whose packets come back in by it. What is routed into it stands in a table of its own, which only
+unmarked packets look up: so sockets of ours keep the way that they would have without it. Forwarded packets that are
+on their way into it are taken where they enter, because the kernel drops a forwarded packet for which it has found the
+transparent socket already (it does so with the second segment of a connection).
 """
 
 from __future__ import annotations
@@ -27,10 +32,15 @@ from gostnet.core.errors import ConfigError
 from gostnet.core.resources import (
     CONNECTION_CAPTURED,
     FIRST_TABLE,
+    MAIN_TABLE,
     MARK_DIVERTED,
     MARK_MASK,
+    MARK_OWN,
     MARK_RETURNING,
+    RULES_A_SLOT,
+    SLOTS,
     Capture,
+    Inlet,
     NftChain,
     NftRule,
     NftSet,
@@ -39,6 +49,8 @@ from gostnet.core.resources import (
     Resource,
     Route,
     Rule,
+    return_table,
+    routed_table,
 )
 
 from . import nft_expr as nft
@@ -65,7 +77,12 @@ def table_name(instance: str) -> str:
 
 
 def compile_captures(
-    captures: Sequence[Capture], *, instance: str = "default", slot: int = 0, ipv6: bool = True
+    captures: Sequence[Capture],
+    inlets: Sequence[Inlet] = (),
+    *,
+    instance: str = "default",
+    slot: int = 0,
+    ipv6: bool = True,
 ) -> tuple[Resource, ...]:
     """Return what the kernel has to hold so that the captures happen, () for none.
 
@@ -73,24 +90,76 @@ def compile_captures(
     its packets are still captured, and dropped until it is there. Raise ConfigError for a capture that makes no
     sense, such as one that could loop.
     """
-    if not captures:
+    if not captures and not inlets:
         return ()
     for capture in captures:
         _check(capture)
     resources: list[Resource] = []
-    interfaces = sorted({name for c in captures if c.method == "tproxy" for name in c.interfaces})
-    local = any(c.local for c in captures if c.method == "tproxy")
-    number = FIRST_TABLE + slot
-    if interfaces or local:
-        ways = [(name, MARK_DIVERTED) for name in interfaces] + ([("lo", MARK_RETURNING)] if local else [])
-        for version, everything in ((4, "0.0.0.0/0"), (6, "::/0")):
-            if version == 6 and not ipv6:
-                continue
+    returning = _return_device(captures)
+    ways = _ways(captures, inlets, returning)
+    versions: tuple[Literal[4, 6], ...] = (4, 6) if ipv6 else (4,)
+    for version in versions:
+        everything = "0.0.0.0/0" if version == 4 else "::/0"
+        number, back = FIRST_TABLE + slot, return_table(slot)
+        if ways:
             resources.append(Route(everything, number, "local", "lo"))
-            resources += [Rule(4 if version == 4 else 6, number, number, mark, MARK_MASK, name) for name, mark in ways]
-    content = tuple(_Table(captures).build())
+            resources += [Rule(version, number, number, mark, MARK_MASK, name) for name, mark in ways]
+        if returning:
+            resources.append(Route(everything, back, device=returning))
+            resources.append(Rule(version, number, back, MARK_RETURNING, MARK_MASK, "lo"))
+        resources += _routed(inlets, version, slot)
+    content = tuple(_Table(captures, inlets).build())
     resources.append(NftTable(table_name(instance), content, note=f"slot {slot}"))
     return tuple(resources)
+
+
+def _return_device(captures: Sequence[Capture]) -> str:
+    """Return the device that the host's own captured traffic goes through, "" for lo. Raise ConfigError."""
+    local = [capture for capture in captures if capture.method == "tproxy" and capture.local]
+    devices = {capture.device for capture in local}
+    if len(devices) > 1:
+        last = next(capture for capture in reversed(local) if capture.device != local[0].device)
+        raise ConfigError(last.service, f"local is captured by {local[0].service} already, in another way")
+    return devices.pop() if devices else ""
+
+
+def _ways(captures: Sequence[Capture], inlets: Sequence[Inlet], returning: str) -> list[tuple[str, int]]:
+    """Return by what packets come that shall end at this host, and the mark that they have then."""
+    diverted = [capture for capture in captures if capture.method == "tproxy"]
+    names = {name for capture in diverted for name in capture.interfaces} | {i.device for i in inlets if i.tcp}
+    ways = [(name, MARK_DIVERTED) for name in sorted(names)]
+    if not returning and any(capture.local for capture in diverted):
+        ways.append(("lo", MARK_RETURNING))
+    return ways
+
+
+def _routed(inlets: Sequence[Inlet], version: Literal[4, 6], slot: int) -> Iterator[Resource]:
+    """Yield routes into devices, and rules by which they count as if they stood among the host's own.
+
+    For every length of a prefix, longest first: the host's routes that are longer, then those into devices that are
+    not shorter. With all priorities in use the shortest ones are taken together.
+    """
+    lengths = set()
+    table = routed_table(slot)
+    for inlet in inlets:
+        for destination, gateway in inlet.ways:
+            network = ip_network(destination)
+            if network.version == version:
+                lengths.add(network.prefixlen)
+                yield Route(destination, table, device=inlet.device, gateway=gateway)
+    if not lengths:
+        return
+    priority = FIRST_TABLE + SLOTS + slot
+    # What enters by any interface and is taken on its way into a device. A lookup of the way back to a source is one
+    # of the host itself, as if by lo, and must not end here.
+    yield Rule(version, priority, MAIN_TABLE, MARK_DIVERTED, MARK_MASK, "lo")
+    yield Rule(version, priority + SLOTS, FIRST_TABLE + slot, MARK_DIVERTED, MARK_MASK)
+    ordered = sorted(lengths, reverse=True)[: RULES_A_SLOT // 2 - 2]
+    for length in ordered:
+        priority += 2 * SLOTS
+        yield Rule(version, priority, MAIN_TABLE, 0, MARK_MASK, suppress=length)
+        last = length == ordered[-1]
+        yield Rule(version, priority + SLOTS, table, 0, MARK_MASK, suppress=-1 if last else length - 1)
 
 
 def _check(capture: Capture) -> None:
@@ -100,6 +169,8 @@ def _check(capture: Capture) -> None:
         raise ConfigError(path, "udp can only be captured by tproxy")
     if not 0 < capture.port < 65536:
         raise ConfigError(path, f"a capture needs a listener with a port, not {capture.port}")
+    if capture.device in capture.interfaces and capture.device:
+        raise ConfigError(path, f"{capture.device!r} is the device itself: what comes by it is taken anyway")
     if not capture.interfaces and not capture.local:
         raise ConfigError(path, "a capture names interfaces, local, or both")
     for name in capture.interfaces:
@@ -156,8 +227,9 @@ def _ranges(ports: Iterable[tuple[int, int]]) -> tuple[str, ...]:
 class _Table:
     """Collects sets, chains and rules; a chain exists as soon as it is named, before a rule jumps to it."""
 
-    def __init__(self, captures: Sequence[Capture]) -> None:
+    def __init__(self, captures: Sequence[Capture], inlets: Sequence[Inlet] = ()) -> None:
         self.captures = list(enumerate(captures))
+        self.inlets = list(enumerate(inlets))
         self.exclude = {c: _networks(c.exclude, c.service) for c in captures}
         self.sources = {c: _networks(c.sources, c.service) for c in captures}
         self.sets: list[NftSet] = [NftSet(_HERE, "fib_addrtype", ("local", "broadcast", "anycast", "multicast"))]
@@ -173,8 +245,10 @@ class _Table:
             self._redirect_from_interfaces([(n, c) for n, c in redirected if c.interfaces])
         if any(c.local for _, c in redirected):
             self._redirect_local([(n, c) for n, c in redirected if c.local])
-        if diverted:
+        if diverted or self.inlets:
             self._divert(diverted)
+        if any(inlet.ways for _, inlet in self.inlets):
+            self._keep_away()
         return [*self.sets, *self.chains, *self.rules]
 
     # -- pieces --
@@ -273,10 +347,14 @@ class _Table:
     def _divert(self, captures: Sequence[tuple[int, Capture]]) -> None:
         base = self._base("tproxy_in", "prerouting", "filter")
         local = [(n, c) for n, c in captures if c.local]
-        if local:
+        by_lo = [(n, c) for n, c in local if not c.device]
+        if by_lo:
             returning = self._chain("tproxy_return")
             self._rule(base, nft.enters_by("lo"), nft.mark(MARK_RETURNING, MARK_MASK), nft.goto(returning))
-            self._dispatch(returning, local, "return", self._hand_over)
+            self._dispatch(returning, by_lo, "return", self._hand_over)
+        for number, inlet in self.inlets:
+            if inlet.tcp:
+                self._rule(base, nft.enters_by(inlet.device), nft.goto(self._take_all(number, inlet)))
         self._rule(base, nft.mark(0, MARK_MASK, negate=True), nft.accept())
         entering = [(n, c) for n, c in captures if c.interfaces]
         if entering:
@@ -284,8 +362,54 @@ class _Table:
             for name in sorted({name for _, capture in entering for name in capture.interfaces}):
                 for protocol, chain in by_protocol.items():
                     self._rule(base, nft.enters_by(name), nft.protocol(_NUMBERS[protocol]), nft.goto(chain))
+        for number, inlet in self.inlets:
+            if inlet.ways and inlet.tcp:
+                self._divert_forwarded(base, number, inlet)
         if local:
             self._divert_local(local)
+
+    # -- inlets --
+    def _take_all(self, number: int, inlet: Inlet) -> str:
+        """Return the chain of what has come back in: it is handed over or dropped, for it would come again."""
+        chain = self._chain(f"inlet_{number}")
+        self._rule(chain, nft.mark(MARK_OWN, MARK_MASK), nft.drop())
+        diverted = nft.set_mark(MARK_DIVERTED, MARK_MASK)
+        self._rule(chain, nft.protocol(nft.TCP), nft.transparent_connection(), diverted, nft.accept())
+        self._rule(chain, nft.address_type_in(_HERE), nft.drop())
+        for begins in (nft.first_segment(), nft.compose(nft.protocol(nft.TCP), _known())):
+            self._rule(chain, begins, *self._taken(inlet.tcp, "tcp"), comment=inlet.service)
+        self._rule(chain, nft.protocol(nft.UDP), *self._taken(inlet.udp, "udp"), comment=inlet.service)
+        self._rule(chain, nft.drop())
+        return chain
+
+    def _divert_forwarded(self, base: str, number: int, inlet: Inlet) -> None:
+        """Take where it enters what would be forwarded into the device."""
+        chain = self._chain(f"forwarded_{number}")
+        self._rule(base, nft.enters_by("lo", negate=True), nft.routed_into(inlet.device), nft.goto(chain))
+        diverted = nft.set_mark(MARK_DIVERTED, MARK_MASK)
+        self._rule(chain, nft.protocol(nft.TCP), nft.transparent_connection(), diverted, nft.accept())
+        self._rule(chain, nft.jump("never"))
+        for begins in (nft.first_segment(), nft.compose(nft.protocol(nft.TCP), _known())):
+            self._rule(chain, begins, *self._taken(inlet.tcp, "tcp"), comment=inlet.service)
+        self._rule(chain, nft.protocol(nft.UDP), *self._taken(inlet.udp, "udp"), comment=inlet.service)
+
+    @staticmethod
+    def _taken(port: int, protocol: str) -> list[Term]:
+        follow = [nft.set_connection_mark(CONNECTION_CAPTURED)] if protocol == "tcp" else []
+        return [*follow, nft.set_mark(MARK_DIVERTED, MARK_MASK), nft.count(), nft.hand_over(port), nft.accept()]
+
+    def _keep_away(self) -> None:
+        """Send past the devices what is never captured: replies to others, and TCP that is older than the start."""
+        base, out = self._base("inlet_out", "output", "route"), self._chain("inlet_out_new")
+        self._rule(base, nft.mark(0, MARK_MASK, negate=True), nft.accept())
+        for _, inlet in self.inlets:
+            if inlet.ways:
+                self._rule(base, nft.leaves_by(inlet.device), nft.goto(out))
+        past = nft.compose(nft.set_mark(MARK_OWN, MARK_MASK), nft.accept())
+        self._rule(out, nft.reply(), past)
+        self._rule(out, nft.first_segment(), nft.set_connection_mark(CONNECTION_CAPTURED), nft.accept())
+        self._rule(out, nft.protocol(nft.TCP), _known(), nft.accept())
+        self._rule(out, nft.protocol(nft.TCP), past)
 
     def _divert_from_interfaces(self, captures: Sequence[tuple[int, Capture]]) -> dict[str, str]:
         """Return for each protocol the chain that takes what came in by a captured interface."""
@@ -344,6 +468,10 @@ class _Table:
     @staticmethod
     def _return(capture: Capture) -> Term:
         return nft.compose(*_followed(capture), nft.set_mark(MARK_RETURNING, MARK_MASK), nft.count(), nft.accept())
+
+
+def _known() -> Term:
+    return nft.connection_mark(CONNECTION_CAPTURED)
 
 
 def _followed(capture: Capture) -> list[Term]:

@@ -103,6 +103,53 @@ class RouteSocket:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _request(self, operation: str, kind: int, body: bytes, flags: int = 0) -> None:
+        self._send(operation, kind, body, _REQUEST | _ACK | flags)
+        for number, message, _ in self._replies(operation):
+            if number == _ERROR:
+                refused = -int(struct.unpack_from("=i", message)[0])
+                if refused:
+                    raise kernel_error(operation, refused)
+                return
+
+    def _dump(self, operation: str, kind: int, body: bytes) -> list[bytes]:
+        """Return the answers without their headers. A dump that a change interrupted is asked for again."""
+        for _ in range(_ATTEMPTS):
+            self._send(operation, kind, body, _REQUEST | _DUMP)
+            found, interrupted = [], False
+            for number, message, flags in self._replies(operation):
+                interrupted |= bool(flags & _INTERRUPTED)
+                if number == _ERROR:
+                    raise kernel_error(operation, -int(struct.unpack_from("=i", message)[0]))
+                if number == _DONE:
+                    break
+                found.append(message)
+            if not interrupted:
+                return found
+        raise KernelError(operation, errno.EAGAIN, "the state keeps changing")
+
+    def _send(self, operation: str, kind: int, body: bytes, flags: int) -> None:
+        self._sequence += 1
+        try:
+            self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
+        except OSError as exc:
+            raise kernel_error(operation, exc.errno or errno.EIO) from exc
+
+    def _replies(self, operation: str) -> Iterator[tuple[int, bytes, int]]:
+        while True:
+            try:
+                data = self._socket.recv(1 << 18)
+            except OSError as exc:
+                raise kernel_error(operation, exc.errno or errno.EIO) from exc
+            position = 0
+            while position + _HEADER.size <= len(data):
+                size, kind, flags, sequence, _ = _HEADER.unpack_from(data, position)
+                if size < _HEADER.size:
+                    break
+                if sequence == self._sequence:
+                    yield kind, data[position + _HEADER.size : position + size], flags
+                position += (size + 3) & ~3
+
 
 class RouteNetlink(RouteSocket):
     """Rules, routes, links and addresses, as resources."""
@@ -277,54 +324,6 @@ class RouteNetlink(RouteSocket):
                 return index
         raise KernelError(operation, errno.ENODEV, f"there is no interface {name!r}")
 
-    # -- the socket --
-    def _request(self, operation: str, kind: int, body: bytes, flags: int = 0) -> None:
-        self._send(operation, kind, body, _REQUEST | _ACK | flags)
-        for number, message, _ in self._replies(operation):
-            if number == _ERROR:
-                refused = -int(struct.unpack_from("=i", message)[0])
-                if refused:
-                    raise kernel_error(operation, refused)
-                return
-
-    def _dump(self, operation: str, kind: int, body: bytes) -> list[bytes]:
-        """Return the answers without their headers. A dump that a change interrupted is asked for again."""
-        for _ in range(_ATTEMPTS):
-            self._send(operation, kind, body, _REQUEST | _DUMP)
-            found, interrupted = [], False
-            for number, message, flags in self._replies(operation):
-                interrupted |= bool(flags & _INTERRUPTED)
-                if number == _ERROR:
-                    raise kernel_error(operation, -int(struct.unpack_from("=i", message)[0]))
-                if number == _DONE:
-                    break
-                found.append(message)
-            if not interrupted:
-                return found
-        raise KernelError(operation, errno.EAGAIN, "the state keeps changing")
-
-    def _send(self, operation: str, kind: int, body: bytes, flags: int) -> None:
-        self._sequence += 1
-        try:
-            self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
-        except OSError as exc:
-            raise kernel_error(operation, exc.errno or errno.EIO) from exc
-
-    def _replies(self, operation: str) -> Iterator[tuple[int, bytes, int]]:
-        while True:
-            try:
-                data = self._socket.recv(1 << 18)
-            except OSError as exc:
-                raise kernel_error(operation, exc.errno or errno.EIO) from exc
-            position = 0
-            while position + _HEADER.size <= len(data):
-                size, kind, flags, sequence, _ = _HEADER.unpack_from(data, position)
-                if size < _HEADER.size:
-                    break
-                if sequence == self._sequence:
-                    yield kind, data[position + _HEADER.size : position + size], flags
-                position += (size + 3) & ~3
-
 
 # ---- words --------------------------------------------------------------------------------------
 def ip(version: int) -> str:
@@ -339,7 +338,10 @@ def rule_words(rule: Rule) -> str:
         words.append(f"fwmark {rule.mark:#x}/{rule.mask:#x}")
     if rule.iif:
         words.append(f"iif {rule.iif}")
-    words.append(f"lookup {rule.table} protocol {rule.protocol}")
+    words.append(f"lookup {rule.table}")
+    if rule.suppress >= 0:
+        words.append(f"suppress_prefixlength {rule.suppress}")
+    words.append(f"protocol {rule.protocol}")
     return " ".join(words)
 
 
@@ -407,6 +409,8 @@ def _rule_message(rule: Rule) -> bytes:
         body += _u32(_FRA_FWMARK, rule.mark) + _u32(_FRA_FWMASK, rule.mask)
     if rule.iif:
         body += _attribute(_FRA_IIFNAME, rule.iif.encode(errors="surrogateescape") + b"\0")
+    if rule.suppress >= 0:
+        body += _u32(_FRA_SUPPRESS, rule.suppress)
     return body
 
 
@@ -420,8 +424,8 @@ def _rule_of(body: bytes) -> Rule | None:
         and action == _TO_TABLE
         and not (to or source or tos or flags & _INVERTED)
         and set(of) <= _FRA_KNOWN
-        and numbers.get(_FRA_SUPPRESS, _NO_SUPPRESSION) == _NO_SUPPRESSION
     )
+    suppress = numbers.get(_FRA_SUPPRESS, _NO_SUPPRESSION)
     if not plain:
         return None
     return Rule(
@@ -432,6 +436,7 @@ def _rule_of(body: bytes) -> Rule | None:
         numbers.get(_FRA_FWMASK, 0),
         of.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode(errors="surrogateescape"),
         of.get(_FRA_PROTOCOL, b"\0")[0],
+        -1 if suppress == _NO_SUPPRESSION else suppress,
     )
 
 

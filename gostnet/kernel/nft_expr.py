@@ -24,7 +24,8 @@ _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_NFPROTO, _META_L4PROTO = 3, 6, 7, 15, 16
 _CT_DIRECTION, _CT_STATUS, _CT_MARK = 1, 2, 3
 _SOCKET_TRANSPARENT, _SOCKET_WILDCARD = 0, 2
-_ACCEPT, _JUMP, _GOTO, _RETURN = 1, -3, -4, -5
+_FIB_DADDR, _FIB_MARK = 0x2, 0x4
+_DROP, _ACCEPT, _JUMP, _GOTO, _RETURN = 0, 1, -3, -4, -5
 
 
 class Term(NamedTuple):
@@ -113,9 +114,10 @@ def protocol(number: int) -> Term:
     return Term(f"meta l4proto {_PROTOCOLS[number]}", _meta(_META_L4PROTO) + _compare(bytes([number])))
 
 
-def enters_by(interface: str) -> Term:
-    """Match packets by the name of the interface they came in by, whether or not it exists now."""
-    return Term(f'iifname "{interface}"', _meta(_META_IIFNAME) + _compare(interface.encode().ljust(16, b"\0")))
+def enters_by(interface: str, *, negate: bool = False) -> Term:
+    """Match packets by the name of the interface they came in by, which need not exist, or those of another one."""
+    code = _meta(_META_IIFNAME) + _compare(interface.encode().ljust(16, b"\0"), negate=negate)
+    return Term(f'iifname {"!= " if negate else ""}"{interface}"', code)
 
 
 def leaves_by(interface: str, *, negate: bool = False) -> Term:
@@ -156,6 +158,12 @@ def first_segment() -> Term:
 def address_type_in(set_name: str) -> Term:
     """Match packets by what the destination is to this host (local, broadcast, ...)."""
     return Term(f"fib daddr type @{set_name}", _expression("fib", u32(1, 1), u32(2, 3), u32(3, 2)) + _lookup(set_name))
+
+
+def routed_into(interface: str) -> Term:
+    """Match packets whose destination is routed to an interface, their mark considered."""
+    code = _expression("fib", u32(1, 1), u32(2, 2), u32(3, _FIB_DADDR | _FIB_MARK))
+    return Term(f'fib daddr . mark oifname "{interface}"', code + _compare(interface.encode().ljust(16, b"\0")))
 
 
 def _address(version: int, side: Literal["saddr", "daddr"]) -> tuple[str, bytes]:
@@ -288,6 +296,11 @@ def clamp_segments() -> Term:
 def accept() -> Term:
     """End this hook's base chain; other tables still see the packet."""
     return Term("accept", _verdict(_ACCEPT))
+
+
+def drop() -> Term:
+    """Drop the packet."""
+    return Term("drop", _verdict(_DROP))
 
 
 def back() -> Term:

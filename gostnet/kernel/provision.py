@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol
 
 from gostnet.core.errors import KernelError
-from gostnet.core.resources import FIRST_TABLE, SLOTS, Capture, Key, Masquerade, NftTable, Resource
+from gostnet.core.resources import FIRST_TABLE, SLOTS, Capture, Inlet, Key, Masquerade, NftTable, Resource, tables_of
 
 from . import netns as namespaces
 from . import watch
@@ -199,11 +199,13 @@ class Provisioner:
         """Return what is desired in terms of what the kernel can hold."""
         captures = tuple(item for item in desired if isinstance(item, Capture))
         masquerades = tuple(item for item in desired if isinstance(item, Masquerade))
-        arguments = (captures, masquerades, self._slot, bool(captures) and self._kernel.has_ipv6())
+        inlets = tuple(item for item in desired if isinstance(item, Inlet))
+        ipv6 = bool(captures or inlets) and self._kernel.has_ipv6()
+        arguments = (captures, inlets, masquerades, self._slot, ipv6)
         if self._compiled is None or self._compiled[0] != arguments:  # apply begins with a plan
-            resources = compile_captures(captures, instance=self.instance, slot=self._slot, ipv6=arguments[3])
+            resources = compile_captures(captures, inlets, instance=self.instance, slot=self._slot, ipv6=ipv6)
             self._compiled = (arguments, self._with_masquerades(resources, masquerades))
-        rest = [item for item in desired if not isinstance(item, Capture | Masquerade)]
+        rest = [item for item in desired if not isinstance(item, Capture | Inlet | Masquerade)]
         return [*rest, *self._compiled[1]]
 
     def _with_masquerades(
@@ -307,7 +309,7 @@ class Provisioner:
         numbers = {number for rule in rules for number in (rule.priority, rule.table)}
         numbers |= {route.table for route in self._kernel.routes()}
         for slot in range(SLOTS):
-            if slot not in taken and FIRST_TABLE + slot not in numbers:
+            if slot not in taken and not tables_of(slot) & numbers:
                 return slot
         raise KernelError("start", errno.ENOSPC, f"all {SLOTS} routing tables from {FIRST_TABLE} on are in use")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gostnet.core.errors import KernelError
-from gostnet.core.resources import FIRST_TABLE, ROUTE_PROTOCOL, NftTable, Resource, Route, Rule
+from gostnet.core.resources import ROUTE_PROTOCOL, NftTable, Resource, Route, Rule, tables_of
 
 from . import netns
 from .journal import (
@@ -97,7 +97,8 @@ def _recover(state_dir: Path | None, place: netns.Namespace, kernel: Inspectable
                 in_use += [held.current for held in fold(changes).values() if held.current is not None]
             continue
         steps += roll_back(journal, place, kernel)
-    numbers = {FIRST_TABLE + header.slot for header in live} | set(_slots_of_owners(kernel.tables()))
+    slots = {header.slot for header in live} | set(_slots_of_owners(kernel.tables()))
+    numbers = {number for slot in slots for number in tables_of(slot)}
     for stray in _strays(kernel, in_use, numbers, {header.instance for header in live}):
         step = Step("drop", stray)
         try:
@@ -182,11 +183,11 @@ def roll_back_of(path: Path, owner: Owner) -> list[Step]:
 
 
 def _slots_of_owners(tables: Iterable[ObservedTable]) -> Iterable[int]:
-    """Yield the routing tables of instances that live because they own a table, wherever their journal is."""
+    """Yield the slots of instances that live because they own a table, wherever their journal is."""
     for table in tables:
         words = table.comment.split()
         if table.owner and words[:2] == ["gostnet", "slot"] and len(words) > 2 and words[2].isdigit():
-            yield FIRST_TABLE + int(words[2])
+            yield int(words[2])
 
 
 def _strays(

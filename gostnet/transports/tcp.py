@@ -54,7 +54,9 @@ class TcpSource(Source[SocketStream]):
     network = "tcp"
     yields: ClassVar[type[Any]] = Stream
 
-    def __init__(self, address: Endpoint, options: TcpOptions, *, netns: str = "", transparent: bool = False) -> None:
+    def __init__(
+        self, address: Endpoint, options: TcpOptions, *, netns: str = "", transparent: bool = False, mark: int = 0
+    ) -> None:
         self.address = address
         self._wanted = address
         self._listen = ListenOptions(
@@ -63,6 +65,7 @@ class TcpSource(Source[SocketStream]):
             keepalive=options.keepalive.value(),
             netns=netns,
             transparent=transparent,
+            mark=mark,
         )
         self._readiness: Readiness | None = None
 
@@ -72,38 +75,49 @@ class TcpSource(Source[SocketStream]):
         self._readiness = Readiness(sock)
         self.address = Endpoint.from_sockaddr(sock.getsockname())
 
+    @property
+    def readiness(self) -> Readiness:
+        """The listening socket and who waits for it; only while it is open."""
+        assert self._readiness is not None, "accept before open"
+        return self._readiness
+
     async def accept(self) -> Sequence[tuple[Flow, SocketStream]]:
         """Return all waiting connections, at most BATCH."""
-        readiness = self._readiness
-        assert readiness is not None, "accept before open"
-        listening = readiness.sock
-        batch: list[tuple[Flow, SocketStream]] = []
+        readiness = self.readiness
         while True:
-            for _ in range(BATCH):
-                try:
-                    # _accept gives the descriptor with O_NONBLOCK unset; accept() would also build the address twice.
-                    fd, address = listening._accept()  # type: ignore[attr-defined]
-                except (BlockingIOError, InterruptedError):
-                    break
-                except OSError as exc:
-                    if exc.errno in (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH):
-                        continue  # that client is gone already; accept(2) asks to treat these like EAGAIN
-                    if batch:
-                        break
-                    raise AcceptError(exc.strerror) from exc
-                sock = socket.socket(listening.family, socket.SOCK_STREAM, 0, fileno=fd)
-                sock.setblocking(False)
-                client = Endpoint.from_sockaddr(address)
-                stream = SocketStream(sock, ANY, client, readiness.hub)
-                try:
-                    flow = self.flow_of(stream, client)
-                except OSError:  # reset before it was accepted: the next one has nothing to do with it
-                    stream.abort()
-                    continue
-                batch.append((flow, stream))
+            batch = self.accept_now()
             if batch:
                 return batch
             await readiness.readable()
+
+    def accept_now(self) -> list[tuple[Flow, SocketStream]]:
+        """Return the waiting connections, at most BATCH; [] once there are none. Raise AcceptError."""
+        readiness = self.readiness
+        listening = readiness.sock
+        batch: list[tuple[Flow, SocketStream]] = []
+        while len(batch) < BATCH:
+            try:
+                # _accept gives the descriptor with O_NONBLOCK unset; accept() would also build the address twice.
+                fd, address = listening._accept()  # type: ignore[attr-defined]
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as exc:
+                if exc.errno in (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH):
+                    continue  # that client is gone already; accept(2) asks to treat these like EAGAIN
+                if batch:
+                    break
+                raise AcceptError(exc.strerror) from exc
+            sock = socket.socket(listening.family, socket.SOCK_STREAM, 0, fileno=fd)
+            sock.setblocking(False)
+            client = Endpoint.from_sockaddr(address)
+            stream = SocketStream(sock, ANY, client, readiness.hub)
+            try:
+                flow = self.flow_of(stream, client)
+            except OSError:  # reset before it was accepted: the next one has nothing to do with it
+                stream.abort()
+                continue
+            batch.append((flow, stream))
+        return batch
 
     def flow_of(self, stream: SocketStream, client: Endpoint) -> Flow:
         """Describe an accepted connection."""

@@ -42,8 +42,10 @@ def udp_payload(source: bytes, destination: bytes, source_port: int, destination
     return _UDP.pack(source_port, destination_port, length, total) + data
 
 
-def ipv4_packets(source: IPv4Address, destination: IPv4Address, payload: bytes, mtu: int, ident: int) -> list[bytes]:
-    """Return the IPv4 packets that carry a UDP `payload`, fragmented where it exceeds `mtu` bytes.
+def ipv4_packets(
+    source: IPv4Address, destination: IPv4Address, payload: bytes, mtu: int, ident: int, protocol: int = UDP
+) -> list[bytes]:
+    """Return the IPv4 packets that carry a `payload`, fragmented where it exceeds `mtu` bytes.
 
     The kernel fills total length and header checksum of packets that are sent with IP_HDRINCL; both are right anyway.
     """
@@ -52,22 +54,24 @@ def ipv4_packets(source: IPv4Address, destination: IPv4Address, payload: bytes, 
     for offset in range(0, len(payload), step):
         part = payload[offset : offset + step]
         more = 0x2000 if offset + step < len(payload) else 0
-        fields = (0x45, 0, 20 + len(part), ident, more | offset >> 3, HOP_LIMIT, UDP)
+        fields = (0x45, 0, 20 + len(part), ident, more | offset >> 3, HOP_LIMIT, protocol)
         header = _IPV4.pack(*fields, 0, source.packed, destination.packed)
         header = _IPV4.pack(*fields, checksum(header), source.packed, destination.packed)
         packets.append(header + part)
     return packets
 
 
-def ipv6_packets(source: IPv6Address, destination: IPv6Address, payload: bytes, mtu: int, ident: int) -> list[bytes]:
-    """Return the IPv6 packets that carry a UDP `payload`, with fragment headers where it exceeds `mtu` bytes."""
+def ipv6_packets(
+    source: IPv6Address, destination: IPv6Address, payload: bytes, mtu: int, ident: int, protocol: int = UDP
+) -> list[bytes]:
+    """Return the IPv6 packets that carry a `payload`, with fragment headers where it exceeds `mtu` bytes."""
     if 40 + len(payload) <= mtu:
-        return [_IPV6.pack(6 << 28, len(payload), UDP, HOP_LIMIT, source.packed, destination.packed) + payload]
+        return [_IPV6.pack(6 << 28, len(payload), protocol, HOP_LIMIT, source.packed, destination.packed) + payload]
     step = (mtu - 48) & ~7
     packets = []
     for offset in range(0, len(payload), step):
         part = payload[offset : offset + step]
         more = 1 if offset + step < len(payload) else 0
         header = _IPV6.pack(6 << 28, 8 + len(part), _FRAGMENT_HEADER, HOP_LIMIT, source.packed, destination.packed)
-        packets.append(header + _FRAGMENT_V6.pack(UDP, 0, offset | more, ident) + part)
+        packets.append(header + _FRAGMENT_V6.pack(protocol, 0, offset | more, ident) + part)
     return packets

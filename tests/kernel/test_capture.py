@@ -18,6 +18,7 @@ from gostnet.core.resources import (
     MARK_OWN,
     MARK_RETURNING,
     Capture,
+    Inlet,
     NftChain,
     NftRule,
     NftSet,
@@ -25,6 +26,7 @@ from gostnet.core.resources import (
     Resource,
     Route,
     Rule,
+    routed_table,
 )
 from gostnet.kernel.capture import compile_captures, table_name
 
@@ -235,3 +237,82 @@ def test_host_bits_and_single_addresses_are_networks() -> None:
     elements = [item.elements for item in table.content if isinstance(item, NftSet) and "exclude" in item.name]
     assert elements == [("192.0.2.0/24",), ("2001:db8::1/128",)]
     assert ip_address("2001:db8::1") in ip_network(elements[1][0])
+
+
+# ---- inlets -------------------------------------------------------------------------------------
+INLET = Inlet("t", "tungo", 5001, 5002, (("10.0.0.0/8", ""), ("10.1.0.0/16", "10.9.9.9"), ("fd00::/8", "")))
+
+
+def winner(rules: list[Rule], own: list[str], routed: list[str], address: str) -> str:
+    """Look an address up as the kernel does: rule by rule, the longest match, unless it is suppressed."""
+    tables = {
+        254: [("own", ip_network(text)) for text in own],
+        routed_table(0): [("in", ip_network(n)) for n in routed],
+    }
+    for rule in sorted(rules, key=lambda rule: rule.priority):
+        matching = [(net.prefixlen, who) for who, net in tables[rule.table] if ip_address(address) in net]
+        if matching and max(matching)[0] > rule.suppress:
+            return max(matching)[1]
+    return max((net.prefixlen, who) for who, net in tables[254] if ip_address(address) in net)[1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), unique=True, max_size=6),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=6, unique=True),
+    st.integers(0, 7),
+)
+def test_the_longest_prefix_wins_among_the_hosts_routes_and_those_into_a_device(
+    own: list[tuple[int, int]], routed: list[tuple[int, int]], probe: int
+) -> None:
+    """Networks of 0 to 3 bits below 10.0.0.0/8; of two that are the same the one into the device counts."""
+
+    def network(bits: int, length: int) -> str:
+        return str(ip_network((10 << 24 | bits << 21, 8 + length), strict=False))
+
+    mine, theirs = ["0.0.0.0/0", *(network(*pair) for pair in own)], [network(*pair) for pair in routed]
+    inlet = replace(INLET, ways=tuple((text, "") for text in dict.fromkeys(theirs)))
+    rules = [r for r in compile_captures([], [inlet]) if isinstance(r, Rule) and r.mark == 0]
+    address = str(ip_address(10 << 24 | probe << 21 | 1))
+    candidates = [(ip_network(t).prefixlen, 0) for t in mine if ip_address(address) in ip_network(t)]
+    candidates += [(ip_network(t).prefixlen, 1) for t in theirs if ip_address(address) in ip_network(t)]
+    assert winner(rules, mine, theirs, address) == ("in" if max(candidates)[1] else "own")
+
+
+def test_rules_of_instances_differ_and_stay_before_the_main_table() -> None:
+    many = tuple((str(ip_network(f"2001:db8::/{length}", strict=False)), "") for length in range(129))
+    seen: set[Rule] = set()
+    for slot in (0, 1, 255):
+        rules = {r for r in compile_captures([], [replace(INLET, ways=many)], slot=slot) if isinstance(r, Rule)}
+        assert not rules & seen
+        assert max(rule.priority for rule in rules) < 32766
+        seen |= rules
+
+
+def test_everything_that_has_come_back_in_is_handed_over_or_dropped() -> None:
+    table = table_of(compile_captures([], [INLET]))
+    base = rules_of(table, "tproxy_in")
+    assert base[0] == 'iifname "tungo" goto inlet_0'
+    assert base[1] == f"meta mark & {MARK_MASK:#010x} != 0x00000000 accept"
+    chain = rules_of(table, "inlet_0")
+    assert chain[0] == f"meta mark & {MARK_MASK:#010x} == {MARK_OWN:#010x} drop", "never our own sockets'"
+    assert chain[-1] == "drop"
+    assert all("tproxy to" in text or "drop" in text or "transparent 1" in text for text in chain)
+    assert rules_of(table, "inlet_out")[0] == f"meta mark & {MARK_MASK:#010x} != 0x00000000 accept"
+
+
+def test_local_traffic_goes_through_the_device() -> None:
+    local = Capture("t", "tcp", "tproxy", 5001, local=True, device="tungo")
+    resources = compile_captures([local], [replace(INLET, ways=())])
+    rules = [item for item in resources if isinstance(item, Rule) and item.mark == MARK_RETURNING]
+    assert {rule.iif for rule in rules} == {"lo"}
+    (table,) = {rule.table for rule in rules}
+    devices = {item.device for item in resources if isinstance(item, Route) and item.table == table}
+    assert devices == {"tungo"}
+    assert not any("tproxy_return" in text for text in rules_of(table_of(resources), "tproxy_in"))
+
+
+def test_local_cannot_be_captured_in_two_ways() -> None:
+    with pytest.raises(ConfigError, match="local is captured by red already"):
+        compile_captures([TPROXY, replace(TPROXY, service="t", device="tungo")], [INLET])
+    with pytest.raises(ConfigError, match="'tungo' is the device itself"):
+        compile_captures([Capture("t", "tcp", "tproxy", 1, ("tungo",), device="tungo")], [INLET])
