@@ -18,11 +18,12 @@ from ..core.resources import MARK_OWN
 from ..pipeline.direct import Direct
 from ..pipeline.handler import HandlerContext
 from ..pipeline.node import Node
+from ..pipeline.probe import Probe
 from ..pipeline.router import ServiceRouter
 from ..pipeline.service import Service
 from ..pipeline.transport import Listener, ListenerContext
 from ..policies import auth
-from ..policies.build import Build, build_admissions, build_authers, build_climiters, build_limiters, build_rlimiters
+from ..policies.build import Build, build_authers, build_climiters, build_limiters, build_rlimiters
 from ..transports.proxy_protocol import ProxyProtocol
 from .chains import Chains
 from .dialing import dial_options
@@ -36,6 +37,7 @@ class Assembly:
     identity    by service: what decides whether its listening socket can be kept at a reload
     build       the loaders of policies, and the threads they read in
     hooks       by service: the commands of each stage
+    probes      run `run()` of each as a task as long as this configuration holds
     """
 
     services: dict[str, Service]
@@ -44,6 +46,7 @@ class Assembly:
     build: Build
     nodes: dict[tuple[str, ...], Node] = field(default_factory=dict)
     hooks: dict[str, ServiceOptions] = field(default_factory=dict)
+    probes: list[Probe] = field(default_factory=list)
 
 
 class Assembler:
@@ -73,7 +76,6 @@ class Assembler:
         self._chains = Chains(parts, previous.nodes if previous else {})
         build = parts.build
         self._authers = build_authers(config, build)
-        self._admissions = build_admissions(config, build)
         self._limiters = build_limiters(config, build)
         self._climiters = build_climiters(config, build)
         self._rlimiters = build_rlimiters(config, build)
@@ -94,7 +96,8 @@ class Assembler:
                 raise ConfigError(f"{section.path}.name", f"{section.name!r} is used twice", code="duplicate")
             services[section.name] = self._service(section)
             identity[section.name] = _identity(section, self._config)
-        return Assembly(services, identity, self._log, self._parts.build, self._chains.nodes, self._hooks)
+        chains = self._chains
+        return Assembly(services, identity, self._log, self._parts.build, chains.nodes, self._hooks, chains.probes)
 
     # ---- references ----------------------------------------------------------------------------
     def _authenticator(self, section: schema.Handler) -> Authenticator | None:
@@ -134,12 +137,13 @@ class Assembler:
                 f" which yields {shape}",
                 code="config.mismatch",
             )
+        router = self._router(section, handler_section, options, log)
         addresses: dict[Node, tuple[str, str]] = {}
         requests = self._rate_limiter(section)
         context = HandlerContext(
             service=section.name,
             authenticator=self._authenticator(handler_section),
-            hop=self._chains.forwarder(section, addresses if handler_section.kind == "dns" else None),
+            hop=self._chains.forwarder(section, addresses if handler_section.kind == "dns" else None, router),
             addresses=addresses,
             upstream_tls=self._parts.verifying,
             upstream_https=self._parts.verifying_http,
@@ -156,7 +160,7 @@ class Assembler:
             section.name,
             listener,
             handler,
-            self._router(section, handler_section, options, log),
+            router,
             self._accept_policies(section, listener, requests),
             log,
         )
@@ -171,7 +175,7 @@ class Assembler:
 
     def _accept_policies(self, section: schema.Service, listener: Listener, requests: RateLimiter | None) -> Policies:
         admissions = self._parts.all_named(
-            self._admissions,
+            self._parts.admissions,
             section.admission,
             section.admissions,
             section.path,
@@ -196,7 +200,8 @@ class Assembler:
             path=listener.path,
             netns=options.socket.netns,
             tls=lambda alpn: self._parts.server_tls(listener.tls, f"{listener.path}.tls", alpn),
-            forwards=forwarder is not None and bool(forwarder.nodes or forwarder.hop or forwarder.name),
+            forwards=forwarder is not None
+            and bool(forwarder.nodes or forwarder.hop or forwarder.name or forwarder.hop_group),
             log=log,
         )
         made: Listener = stack.make(

@@ -11,17 +11,13 @@ UNSUPPORTED = frozenset(
     (
         "*.plugin",
         "*.redis",
-        "ChainGroupEntry.matcher",
-        "ChainGroupEntry.probe",
-        "ForwardNode.filter",
-        "ForwardNode.matcher",
-        "ForwardNode.probe",
-        "Forwarder.hopGroup",
+        "ForwardNode.auth",
+        "ForwardNode.http",
+        "ForwardNode.tls",
         "Hop.file",
         "Hop.http",
-        "Node.filter",
-        "Node.matcher",
-        "Node.probe",
+        "Node.http",
+        "Node.tls",
         "Service.quotas",
     )
 )

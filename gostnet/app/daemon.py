@@ -151,10 +151,12 @@ class Daemon:
         self._keep_loading(assembly)
 
     def _keep_loading(self, assembly: Assembly) -> None:
-        """Read the sources of policies again from time to time, until the next reload."""
+        """Read the sources of policies again, and probe nodes, from time to time until the next reload."""
         self._loading = Scope("loaders")
         for reloader in assembly.build.reloaders:
             self._loading.start(reloader.run())
+        for probe in assembly.probes:
+            self._loading.start(probe.run(), probe.name)
 
     async def _stop_loading(self, assembly: Assembly) -> None:
         await self._loading.cancel()

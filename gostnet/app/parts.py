@@ -13,7 +13,7 @@ from ..core.options import Problem, bind_options
 from ..core.registry import Catalog
 from ..core.sockets import PLAIN, DialOptions
 from ..pipeline.direct import Direct
-from ..policies.build import Build, Ways, build_bypasses, build_hosts, build_resolvers
+from ..policies.build import Build, Ways, build_admissions, build_bypasses, build_hosts, build_resolvers
 from ..policies.bypass import combine
 from ..transports.certificates import Certificates
 from ..policies.entries import lines, strip_leading_comment
@@ -55,7 +55,8 @@ class Parts:
         self.build = Build(
             resolver=system, report=log.warn, options=plain[0], tls=self.verifying, https=self.verifying_http
         )
-        self._bypasses = build_bypasses(config, self.build)
+        self.bypasses = build_bypasses(config, self.build)
+        self.admissions = build_admissions(config, self.build)
         self.hosts = build_hosts(config, self.build)
         self.resolvers: Mapping[str, Resolver] = {}
 
@@ -84,7 +85,7 @@ class Parts:
     def bypass(self, section: schema.Service | schema.Hop | schema.Node | schema.ForwardNode) -> Bypass | None:
         """Return the bypasses that a section names, as one."""
         found = self.all_named(
-            self._bypasses, section.bypass, section.bypasses, section.path, ("bypass", "bypasses"), "bypass"
+            self.bypasses, section.bypass, section.bypasses, section.path, ("bypass", "bypasses"), "bypass"
         )
         return combine(found)
 

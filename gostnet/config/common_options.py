@@ -51,6 +51,11 @@ class ServiceOptions:
     post_up: list[str] = opt([], "Commands once it accepts connections.")
     pre_down: list[str] = opt([], "Commands before it stops.")
     post_down: list[str] = opt([], "Commands after it has stopped.")
+    engine: str = opt(
+        "auto",
+        "What moves the bytes of TCP flows: the best there is, or one to begin with; see docs/benchmarks.md.",
+        choices=("auto", "copy", "splice", "native"),
+    )
     ignore_chain: bool = opt(False, "Do not use the chain of handler and listener.")
     enable_stats: bool = opt(False, "Count connections and bytes for status and observer.")
     observer_period: Seconds = opt(
@@ -111,6 +116,17 @@ class NodeOptions:
 
     socket: SocketOptions = group(SocketOptions)
     member: MemberOptions = group(MemberOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopOptions:
+    """Keys of a hop's metadata, beside those that its nodes take over from it."""
+
+    on_no_node: str = opt(
+        "error",
+        "What becomes of a flow that no node is for: an error, or `direct`, without this hop and what follows.",
+        choices=("error", "direct"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

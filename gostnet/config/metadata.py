@@ -14,7 +14,7 @@ from ..core.options import Problem, bind_options, option_keys, to_comma_list
 from ..core.registry import Kind
 from ..core.suggest import did_you_mean
 from . import patterns, schema
-from .common_options import HANDLER_PREFIXES, HandlerOptions, NodeOptions, RecorderOptions, ServiceOptions
+from .common_options import HANDLER_PREFIXES, HandlerOptions, HopOptions, NodeOptions, RecorderOptions, ServiceOptions
 from .common_options import MemberOptions as ChainOptions
 from .schema import Reference
 from .tree import Positions
@@ -119,7 +119,7 @@ class MetadataChecker:
         self.problems += capture_problems(listener)
 
     def _hop(self, hop: schema.Hop) -> None:
-        readers = [_Reader(f"{hop.path}.metadata", hop.metadata, (NodeOptions,))]
+        readers = [_Reader(f"{hop.path}.metadata", hop.metadata, (NodeOptions, HopOptions))]
         for node in hop.nodes:
             connector = node.connector or schema.Connector(path=f"{node.path}.connector")
             dialer = node.dialer or schema.Dialer(path=f"{node.path}.dialer")

@@ -15,6 +15,7 @@ from ..core.suggest import did_you_mean
 from ..core.units import parse_nanoseconds, parse_size
 from . import patterns, schema
 from .common_options import mark_problem
+from .matcher import RuleError, parse_rule
 from .names import PATH_SCHEMES
 
 _STRATEGIES: Final = (
@@ -37,6 +38,7 @@ _INSTANT: Final = re.compile(
     r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?"
     r"(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])"
 )
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FAMILIES: Final = ("ipv4", "ipv6", "ip4", "ip6")
 
 
@@ -88,9 +90,38 @@ def _selector(selector: schema.Selector) -> Iterator[Problem]:
 
 def _probe(probe: schema.Probe) -> Iterator[Problem]:
     yield from _choice(f"{probe.path}.type", probe.type, ("tcp", "http", "cmd"), "probe.type")
-    needed, value = ("command", probe.command) if probe.type == "cmd" else ("addr", probe.addr)
+    kind = probe.type.lower()
+    needed, value = ("command", probe.command) if kind == "cmd" else ("addr", probe.addr)
     if not value:
         yield Problem(probe.path, f"has no {needed}; nothing would be probed", "probe.incomplete")
+    elif kind != "cmd":
+        yield from _value(f"{probe.path}.addr", probe.addr, patterns.node_address(probe.addr), "address")
+    for key, number in (("interval", probe.interval), ("timeout", probe.timeout)):
+        if number < 0 or 0 < number < 0.01:
+            yield Problem(
+                f"{probe.path}.{key}",
+                f"{number:g}s is too short; write a unit, as in 30s: a bare number counts nanoseconds",
+                "probe.time",
+            )
+    for key, count in (("failThreshold", probe.fail_threshold), ("successThreshold", probe.success_threshold)):
+        if count < 0:
+            yield Problem(f"{probe.path}.{key}", f"{count} is less than 0", "probe.threshold")
+    if probe.expected_status and not 100 <= probe.expected_status <= 599:
+        yield Problem(f"{probe.path}.expectedStatus", f"{probe.expected_status} is no status of HTTP", "probe.status")
+    if probe.http_path and (not probe.http_path.startswith("/") or any(ord(char) <= 32 for char in probe.http_path)):
+        yield Problem(f"{probe.path}.httpPath", f"{probe.http_path[:64]!r} does not begin with /", "probe.path")
+    for name, text in (("Host", probe.http_host), *probe.http_headers.items()):
+        if not _HEADER.fullmatch(name) or any(ord(char) < 32 for char in text):
+            yield Problem(f"{probe.path}.httpHeaders", f"{name[:64]!r} is not a header and its value", "probe.header")
+
+
+def _matcher(matcher: schema.Matcher) -> Iterator[Problem]:
+    if not matcher.rule:
+        return
+    try:
+        parse_rule(matcher.rule)
+    except RuleError as exc:
+        yield Problem(f"{matcher.path}.rule", str(exc), "matcher.rule")
 
 
 def _sockopts(sockopts: schema.SockOpts) -> Iterator[Problem]:
@@ -194,6 +225,7 @@ def _forwarder(forwarder: schema.Forwarder) -> Iterator[Problem]:
 
 
 def _forward_node(node: schema.ForwardNode) -> Iterator[Problem]:
+    yield from _choice(f"{node.path}.network", node.network, ("tcp", "udp"), "forwarder.network")
     if not node.addr.startswith(("/", "./", "@")):
         yield from _value(f"{node.path}.addr", node.addr, patterns.target_address(node.addr), "address")
 
@@ -204,6 +236,14 @@ def _chain(chain: schema.Chain) -> Iterator[Problem]:
     for hop in chain.hops:
         if hop.is_reference and not hop.name:
             yield Problem(hop.path, "has no nodes; traffic would leave the chain here", "hop.empty")
+
+
+def _hop_group(group: schema.ForwardHopGroup) -> Iterator[Problem]:
+    if not group.hops:
+        yield Problem(group.path, "has no hops", "forwarder.empty")
+    for entry in group.hops:
+        if not entry.hop:
+            yield Problem(entry.path, "names no hop", "hop.empty")
 
 
 def _chain_group(group: schema.ChainGroup) -> Iterator[Problem]:
@@ -347,6 +387,7 @@ _RULES: Final[Mapping[type[schema.Section], Callable[[Any], Iterator[Problem]]]]
     schema.TLSOptions: _tls_options,
     schema.Selector: _selector,
     schema.Probe: _probe,
+    schema.Matcher: _matcher,
     schema.SockOpts: _sockopts,
     schema.Plugin: _plugin,
     schema.FileLoader: _file_loader,
@@ -360,6 +401,7 @@ _RULES: Final[Mapping[type[schema.Section], Callable[[Any], Iterator[Problem]]]]
     schema.ForwardNode: _forward_node,
     schema.Chain: _chain,
     schema.ChainGroup: _chain_group,
+    schema.ForwardHopGroup: _hop_group,
     schema.Node: _node,
     schema.Dialer: _dialer,
     schema.Auther: _auther,

@@ -184,7 +184,7 @@ class Matcher(Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe(Section):
-    """An active liveness check."""
+    """An active liveness check; `fail_threshold` and `success_threshold` are gostnet's own."""
 
     type: str = item("", keep=True)
     addr: str = item("", keep="yaml")
@@ -195,6 +195,8 @@ class Probe(Section):
     http_headers: dict[str, str] = item({})
     expected_status: int = item(0)
     command: str = item("")
+    fail_threshold: int = item(0)
+    success_threshold: int = item(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Chains: hops in a row; a route is one node of each."""
+"""Chains: hops in a row; a route is one node of each. Rows C01-C13, G01-G10."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Protocol
 from ..core.address import Endpoint
 from ..core.datagrams import Datagrams
 from ..core.egress import Egress
-from ..core.errors import GostnetError
+from ..core.errors import GostnetError, NoRoute
 from ..core.flow import Flow
 from ..core.hub import current_hub
 from ..core.stream import Stream
 from .hop import Hop
-from .node import Marker, Node, NodeEgress
+from .node import Latency, Marker, Matcher, NodeEgress, RaceEgress
 from .selector import Selector
 
 
@@ -25,90 +25,58 @@ class Router(Protocol):
 
 
 class Route:
-    """The nodes that one flow goes through, as a way out."""
+    """The nodes that one flow goes through, as a way out: each is reached when the one behind it first needs it."""
 
-    __slots__ = ("_direct", "_reaching", "chain", "nodes")
+    __slots__ = ("_last", "chain", "stages")
 
-    def __init__(self, nodes: Sequence[Node], direct: Egress, chain: Chain | None = None) -> None:
-        self.nodes = nodes
+    def __init__(self, stages: Sequence[NodeEgress | RaceEgress], chain: Chain | None = None) -> None:
+        self.stages = stages
         self.chain = chain
-        self._direct = direct
-        self._reaching: Node | None = None
+        self._last = stages[-1]
 
-    async def _reach_last(self, flow: Flow) -> tuple[NodeEgress, Stream]:
-        """Connect through all nodes; return the last one and the stream to it. Marks successes and failures.
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The nodes, for logs: those that won where several race."""
+        return tuple(_name(stage) for stage in self.stages)
 
-        The node that could not be reached is marked, also when the one before it is to blame (C10): what counts is
-        that this way does not lead there.
-        """
-        below: Stream | None = None
-        egress: NodeEgress | None = None
-        clock = current_hub().loop.time
-        for node in self.nodes:
-            lower: Egress = node.direct or self._direct if egress is None else _Carried(egress, below)
-            egress = NodeEgress(node, lower)
-            self._reaching = node
-            try:
-                below = await egress.open(flow)
-            except GostnetError:
-                self.blame(flow, clock())
-                raise
-            node.marker.reset()
-        self._reaching = None
+    async def _reach(self, flow: Flow) -> tuple[NodeEgress, Stream]:
+        """Connect through all nodes; return the last one and the stream to it. Marks successes and failures."""
+        try:
+            found = await self._last.reach(flow)
+        except GostnetError:
+            self._fail()
+            raise
         if self.chain is not None:
             self.chain.marker.reset()
-        assert egress is not None
-        assert below is not None
-        return egress, below
+        flow.route = self.path
+        return found
 
-    def blame(self, flow: Flow, now: float) -> None:
-        """Mark the node that is being reached, and the chain, as failed: on an error, or when the deadline passes."""
-        node, self._reaching = self._reaching, None
-        if node is not None:
-            node.marker.mark(now)
-            flow.tried = (*flow.tried, node)
-            if self.chain is not None:
-                self.chain.marker.mark(now)
+    def _fail(self) -> None:
+        if self.chain is not None:
+            self.chain.marker.mark(current_hub().loop.time())
+
+    def blame(self, flow: Flow) -> None:
+        """Mark the node that was being reached when the deadline passed, and the chain."""
+        if self._last.blame(flow):
+            self._fail()
 
     async def connect(self, flow: Flow, target: Endpoint) -> Stream:
         """Connect to `target` through the nodes. A refusal of the last node concerns the target and marks nobody."""
-        last, below = await self._reach_last(flow)
+        last, below = await self._reach(flow)
         return await last.connect_over(flow, below, target)
 
     async def associate(self, flow: Flow, target: Endpoint | None) -> Datagrams:
         """Open an association through the nodes."""
-        last, below = await self._reach_last(flow)
-        try:
-            return await last.node.connector.associate(flow, below, target)
-        except BaseException:
-            below.abort()
-            raise
+        last, below = await self._reach(flow)
+        return await last.associate_over(flow, below, target)
 
 
-class _Carried:
-    """The way out of a node that has been reached already: used once, for the next node of the route."""
-
-    __slots__ = ("_below", "_egress")
-
-    def __init__(self, egress: NodeEgress, below: Stream | None) -> None:
-        self._egress = egress
-        self._below = below
-
-    async def connect(self, flow: Flow, target: Endpoint) -> Stream:
-        """Ask the node for the next one."""
-        below, self._below = self._below, None
-        assert below is not None
-        return await self._egress.connect_over(flow, below, target)
-
-    async def associate(self, flow: Flow, target: Endpoint | None) -> Datagrams:
-        """Ask the node for an association, for next nodes that are reached by datagrams."""
-        below, self._below = self._below, None
-        assert below is not None
-        try:
-            return await self._egress.node.connector.associate(flow, below, target)
-        except BaseException:
-            below.abort()
-            raise
+def _name(stage: NodeEgress | RaceEgress) -> str:
+    if isinstance(stage, RaceEgress):
+        if stage.won is None:
+            return f"parallel@{','.join(str(way.node.address) for way in stage.ways)}"
+        stage = stage.won
+    return f"{stage.node.name}@{stage.node.address}"
 
 
 @dataclass(slots=True, eq=False)
@@ -124,23 +92,97 @@ class Chain:
 
     def route(self, flow: Flow, target: Endpoint, now: float) -> Route | None:
         """Return the route to `target`, None for the direct way. Raise NoRoute."""
-        nodes: list[Node] = []
-        for hop in self.hops:
-            node = hop.select(flow, target, now)
-            if node is None:
+        stages = self._stages(self.hops, flow, target, now)
+        return Route(stages, self) if stages else None
+
+    def _stages(
+        self, hops: Sequence[Hop], flow: Flow, target: Endpoint, now: float
+    ) -> Sequence[NodeEgress | RaceEgress]:
+        host = flow.target.host if target.host and flow.target is not None else ""
+        stages: list[NodeEgress | RaceEgress] = []
+        lower: Egress | None = None
+        for hop in hops:
+            nodes = hop.pick(flow, target, now, host)
+            if not nodes:
                 break
-            nodes.append(node)
-        return Route(nodes, self.direct, self) if nodes else None
+            if len(nodes) == 1:
+                lower = NodeEgress(nodes[0], lower or nodes[0].direct or self.direct)
+            else:
+                lower = RaceEgress([NodeEgress(node, lower or node.direct or self.direct) for node in nodes])
+            stages.append(lower)
+        return stages
+
+    def way_to(self, index: int) -> Egress:
+        """Return the way out that leads to the nodes of the hop at `index`: what probes reach them by."""
+        return _WayTo(self, index) if index else self.direct
+
+
+class _WayTo:
+    """The first hops of a chain as a way out; nodes are chosen for each connection."""
+
+    __slots__ = ("_chain", "_index")
+
+    def __init__(self, chain: Chain, index: int) -> None:
+        self._chain = chain
+        self._index = index
+
+    def _way(self, flow: Flow, target: Endpoint) -> Egress:
+        chain = self._chain
+        stages = chain._stages(chain.hops[: self._index], flow, target, current_hub().loop.time())
+        if len(stages) < self._index:
+            raise NoRoute(f"chain {chain.name}: {target} is not reached through all hops before it")
+        return stages[-1]
+
+    async def connect(self, flow: Flow, target: Endpoint) -> Stream:
+        """Connect to a node through the hops before it."""
+        return await self._way(flow, target).connect(flow, target)
+
+    async def associate(self, flow: Flow, target: Endpoint | None) -> Datagrams:
+        """Open an association through the hops before."""
+        return await self._way(flow, target or Endpoint("", 0)).associate(flow, target)
+
+
+@dataclass(slots=True, eq=False)
+class ChainEntry:
+    """One chain of a group, with the flows that it is for; how it has been doing is the chain's."""
+
+    chain: Chain
+    matcher: Matcher | None = None
+    priority: int = 0
+    latency: Latency | None = None
+
+    @property
+    def marker(self) -> Marker:
+        """The chain's."""
+        return self.chain.marker
+
+    @property
+    def weight(self) -> int:
+        """The chain's."""
+        return self.chain.weight
+
+    @property
+    def backup(self) -> bool:
+        """The chain's."""
+        return self.chain.backup
 
 
 @dataclass(slots=True)
 class ChainGroup:
     """Several chains, one of which is chosen for each flow."""
 
-    chains: Sequence[Chain]
+    entries: Sequence[ChainEntry]
     selector: Selector = field(default_factory=Selector)
 
     def route(self, flow: Flow, target: Endpoint, now: float) -> Route | None:
-        """Return the route of the chain chosen. Raise NoRoute."""
-        chain = self.selector.select(flow, self.chains, now)
-        return chain.route(flow, target, now) if chain is not None else None
+        """Return the route of the chain chosen. Raise NoRoute when none is for this flow."""
+        host = flow.target.host if target.host and flow.target is not None else ""
+        entries = self.entries
+        if any(entry.matcher is not None for entry in entries):
+            entries = [entry for entry in entries if entry.matcher is None or entry.matcher.matches(flow, host)]
+        entry = self.selector.select(flow, entries, now)
+        if entry is None:
+            raise NoRoute(
+                f"no chain of the group is for {host or target}", hint="add a chain without a matcher to the group"
+            )
+        return entry.chain.route(flow, target, now)

@@ -9,14 +9,13 @@ from typing import Any
 
 from ..core.contracts import Authenticator, Layer, RateLimiter
 from ..core.egress import Egress
-from ..core.errors import NoRoute, ProtocolError, QuotaDenied
+from ..core.errors import ProtocolError, QuotaDenied
 from ..core.flow import Flow
-from ..core.hub import current_hub
 from ..core.log import Logger, quiet
 from ..core.stream import Stream
 from ..core.tasks import deadline
 from ..dataplane.relay import relay
-from .hop import Hop
+from .hop import Targets
 from .node import Node
 
 Accepted = Callable[[Stream], Awaitable[None]]
@@ -40,7 +39,7 @@ class HandlerContext:
 
     service: str = ""
     authenticator: Authenticator | None = None
-    hop: Hop | None = None
+    hop: Targets | None = None
     addresses: Mapping[Node, tuple[str, str]] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tls: Layer | None = None
@@ -63,18 +62,6 @@ class HandlerContext:
     def allows_request(self, flow: Flow) -> bool:
         """Count one more request of a connection, if it may pass."""
         return self.requests is None or self.requests.allow(flow.client)
-
-    def forward_node(self, flow: Flow) -> Node:
-        """Return the next target of the forwarder. Raise NoRoute when there is none."""
-        assert self.hop is not None
-        node = self.hop.select(flow, self.hop.nodes[0].address, _now()) if self.hop.nodes else None
-        if node is None:
-            raise NoRoute(f"{self.service}: no forward target is available")
-        return node
-
-
-def _now() -> float:
-    return current_hub().loop.time()
 
 
 class request_deadline(deadline):

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from ..core.address import Endpoint
+from ..core.address import ANY, Endpoint
 from ..core.contracts import Bypass, Hosts, Resolver, TrafficLimiter
 from ..core.datagrams import Datagrams
 from ..core.egress import Egress
-from ..core.errors import BypassDenied, DialRefused, DialTimeout, GostnetError, PolicyDenied, UpstreamRejected
-from ..core.flow import Flow, Shapers
+from ..core.errors import BypassDenied, DialRefused, DialTimeout, GostnetError, NoRoute, PolicyDenied, UpstreamRejected
+from ..core.flow import Flow, Network, Shapers
 from ..core.hub import current_hub
 from ..core.log import Logger, quiet
 from ..core.stream import Stream
 from ..core.tasks import deadline
 from . import chain
-from .node import resolved
+from .direct import Direct
+from .names import AnyPeer, Renamed, addresses_of, associate_any
+from .race import connect_any
 
 T = TypeVar("T")
+
+_FINAL = (DialRefused, UpstreamRejected, NoRoute)
 
 PAUSE = (0.05, 0.2)
 """Seconds between attempts when there is nothing else to try: a retry at once meets the same trouble."""
@@ -57,6 +61,8 @@ class ServiceRouter:
         self.traffic = tuple(traffic)
         self._log = log or quiet()
         self._plain = chains is None and hosts is None and resolver is None and not self.retries
+        # Where the way out looks names up by itself, the bypass must see what it finds.
+        self._system = direct.resolver if bypass is not None and isinstance(direct, Direct) else None
 
     async def connect(self, flow: Flow, target: Endpoint) -> Stream:
         """Open a stream to `target`. Raise PolicyDenied for a bypassed target, DialError when no attempt succeeded."""
@@ -65,30 +71,53 @@ class ServiceRouter:
             self._refuse_bypassed(flow, target)
         if self.traffic:
             self._shape(flow)
-        if self._plain:
+        if self._plain and (self._system is None or target.ip is not None):
             # Nothing to look up, choose or repeat: the common case of a proxy without a chain.
             try:
                 with deadline(self.timeout):
                     return await self.direct.connect(flow, target)
             except TimeoutError as exc:
                 raise DialTimeout(f"{target}: no answer within {self.timeout:g}s") from exc
-        return await self._attempts(flow, target, lambda way, where: way.connect(flow, where))
+        return await self._attempts(flow, target, _CONNECT)
 
     async def associate(self, flow: Flow, target: Endpoint | None) -> Datagrams:
         """Open an association. With any peer allowed (`target` None), `permits` tells which peers are bypassed."""
         flow.network = "udp"
         self._shape(flow)
-        if target is None:
-            return await self._attempts(flow, None, lambda way, _: way.associate(flow, None))
-        flow.target = target
-        self._refuse_bypassed(flow, target)
-        return await self._attempts(flow, target, lambda way, where: way.associate(flow, where))
+        if target is not None:
+            flow.target = target
+            self._refuse_bypassed(flow, target)
+        found = await self._attempts(flow, target, _ASSOCIATE)
+        if target is None and isinstance(found, AnyPeer):
+            # It goes out from here, so names are for us to look up, as the service says, and to judge.
+            named = self.hosts is not None or self.resolver is not None
+            found.use(self._look_up if named else None, self._permits_address if self.bypass is not None else None)
+        return found
+
+    async def _look_up(self, host: str) -> Sequence[str]:
+        """Return the addresses of a datagram's peer, as the service's hosts, resolver, or the system know them."""
+        found = await addresses_of(host, self.hosts, self.resolver)
+        if not found and isinstance(self.direct, Direct):
+            found = await self.direct.resolver.resolve(host)
+        return found
+
+    def _permits_address(self, where: Endpoint) -> bool:
+        return self.bypass is None or not _refuses_address(self.bypass, "udp", where)
 
     def admit(self, flow: Flow, target: Endpoint) -> None:
         """Decide about `target` as `connect` does, for who uses an open connection again. Raise BypassDenied."""
         flow.target = target
         self._refuse_bypassed(flow, target)
         self._shape(flow)
+
+    def straight(self, flow: Flow, target: Endpoint) -> Egress | None:
+        """Decide about `target` as `connect` does; return the direct way out, None if nodes lie between.
+
+        Raise BypassDenied.
+        """
+        self.admit(flow, target)
+        nodes = self.chains.route(flow, target, current_hub().loop.time()) if self.chains is not None else None
+        return self.direct if nodes is None else None
 
     def permits(self, peer: Endpoint) -> bool:
         """Tell whether datagrams of an association may go to, or come from, `peer`."""
@@ -106,43 +135,102 @@ class ServiceRouter:
             flow.reason = f"{target} is bypassed by the service"
             raise BypassDenied(flow.reason)
 
-    async def _attempts(
-        self, flow: Flow, target: Endpoint | None, reach: Callable[[Egress, Endpoint], Awaitable[T]]
-    ) -> T:
+    async def _attempts(self, flow: Flow, target: Endpoint | None, kind: _Kind[T]) -> T:
         for attempt in range(self.retries + 1):
             try:
-                return await self._attempt(flow, target, reach)
+                return await self._attempt(flow, target, kind)
             except PolicyDenied:
                 raise
             except GostnetError as exc:
                 self._log.debug(f"route(retry={attempt}) {exc}", sid=flow.sid)
-                # A target that refused will refuse again; what helps is another node.
-                if attempt == self.retries or (isinstance(exc, DialRefused | UpstreamRejected) and not flow.tried):
+                # A target that refused will refuse again, a flow that no node is for has none; another node may help.
+                if attempt == self.retries or (isinstance(exc, _FINAL) and not flow.tried):
                     raise
                 if not flow.tried:
                     await asyncio.sleep(random.uniform(*PAUSE))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _attempt(
-        self, flow: Flow, target: Endpoint | None, reach: Callable[[Egress, Endpoint], Awaitable[T]]
-    ) -> T:
-        route: chain.Route | None = None
+    async def _attempt(self, flow: Flow, target: Endpoint | None, kind: _Kind[T]) -> T:
+        routes: list[chain.Route] = []
         try:
             with deadline(self.timeout):
-                where = target or Endpoint("", 0)
-                if target is not None and (self.hosts is not None or self.resolver is not None):
-                    where = await resolved(target, self.hosts, self.resolver)
-                    if self.bypass is not None and where != target:
-                        # The address behind an allowed name may be one that is refused.
-                        self._refuse_bypassed(flow, where)
-                way: Egress = self.direct
-                if self.chains is not None:
-                    route = self.chains.route(flow, where, current_hub().loop.time())
-                    if route is not None:
-                        way = route
-                        flow.route = tuple(f"{node.name}@{node.address}" for node in route.nodes)
-                return await reach(way, where)
+                if target is None:
+                    return await self._through(flow, None, kind, routes)
+                if self.hosts is not None or self.resolver is not None:
+                    found = await addresses_of(target.host, self.hosts, self.resolver)
+                    if found:
+                        permitted = self._permitted(flow, target, found)
+                        return await kind.any_of(
+                            lambda where: self._through(flow, where, kind, routes), permitted, target
+                        )
+                return await self._through(flow, target, kind, routes)
         except TimeoutError as exc:
-            if route is not None:
-                route.blame(flow, current_hub().loop.time())
+            for route in routes:
+                route.blame(flow)
             raise DialTimeout(f"{target or 'association'}: no answer within {self.timeout:g}s") from exc
+
+    async def _through(self, flow: Flow, where: Endpoint | None, kind: _Kind[T], routes: list[chain.Route]) -> T:
+        """Reach `where`, a name or one of its addresses, by the route that the chain gives for it."""
+        if self.chains is not None:
+            route = self.chains.route(flow, where or ANY, current_hub().loop.time())
+            if route is not None:
+                routes.append(route)
+                flow.route = route.path
+                return await kind.reach(route, flow, where)
+        if where is not None and self._system is not None and where.host and where.ip is None:
+            found = self._permitted(flow, where, await self._system.resolve(where.host))
+            return await kind.any_of(lambda address: kind.reach(self.direct, flow, address), found, where)
+        return await kind.reach(self.direct, flow, where)
+
+    def _permitted(self, flow: Flow, target: Endpoint, hosts: Sequence[str]) -> Sequence[str]:
+        """Return the addresses behind an allowed name that are allowed as well. Raise BypassDenied for none (R16)."""
+        bypass = self.bypass
+        if bypass is None:
+            return hosts
+        found = [host for host in hosts if not _refuses_address(bypass, flow.network, Endpoint(host, target.port))]
+        if not found:
+            flow.reason = f"{Endpoint(hosts[0], target.port)}, behind {target.host}, is bypassed by the service"
+            raise BypassDenied(flow.reason)
+        return found
+
+
+def _refuses_address(bypass: Bypass, network: Network, where: Endpoint) -> bool:
+    """Ask a bypass about an address that stands behind a name which it has let pass.
+
+    A whitelist has decided by the name, and knows nothing of the addresses behind it.
+    """
+    ask = getattr(bypass, "contains_address", bypass.contains)
+    return bool(ask(network, where))
+
+
+class _Kind(Protocol[T]):
+    """What is asked of a way out: a stream or an association."""
+
+    async def reach(self, way: Egress, flow: Flow, where: Endpoint | None) -> T: ...
+
+    async def any_of(self, dial: Callable[[Endpoint], Awaitable[T]], hosts: Sequence[str], target: Endpoint) -> T: ...
+
+
+class _Connecting:
+    async def reach(self, way: Egress, flow: Flow, where: Endpoint | None) -> Stream:
+        assert where is not None
+        return await way.connect(flow, where)
+
+    async def any_of(
+        self, dial: Callable[[Endpoint], Awaitable[Stream]], hosts: Sequence[str], target: Endpoint
+    ) -> Stream:
+        return await connect_any(dial, hosts, target.port)
+
+
+class _Associating:
+    async def reach(self, way: Egress, flow: Flow, where: Endpoint | None) -> Datagrams:
+        return await way.associate(flow, where)
+
+    async def any_of(
+        self, dial: Callable[[Endpoint], Awaitable[Datagrams]], hosts: Sequence[str], target: Endpoint
+    ) -> Datagrams:
+        return Renamed(await associate_any(dial, hosts, target.port), target)
+
+
+_CONNECT = _Connecting()
+_ASSOCIATE = _Associating()

@@ -250,6 +250,10 @@ class PatternBypass:
             return bool(self.network) and not self.whitelist
         return self.patterns.matches(target) != self.whitelist
 
+    def contains_address(self, network: Network, target: Endpoint) -> bool:
+        """Decide about an address behind a name that was let pass: a whitelist has decided by the name."""
+        return not self.whitelist and self.contains(network, target)
+
 
 class BypassGroup:
     """Several bypasses as one: what all whitelists contain, and what any blacklist contains (B36-B39)."""
@@ -264,6 +268,10 @@ class BypassGroup:
         """Decide about `target`."""
         if self._whitelists and all(member.contains(network, target) for member in self._whitelists):
             return True
+        return any(member.contains(network, target) for member in self._blacklists)
+
+    def contains_address(self, network: Network, target: Endpoint) -> bool:
+        """Decide about an address behind a name that was let pass: whitelists have decided by the name."""
         return any(member.contains(network, target) for member in self._blacklists)
 
 

@@ -25,7 +25,7 @@ from ...dataplane.framed import TunDatagrams
 from ...dataplane.pump import Filter, pump
 from ...pipeline.direct import Direct
 from ...pipeline.handler import HandlerContext, relay_with, request_deadline
-from ...pipeline.node import resolved
+from ...pipeline.names import resolved
 from ...pipeline.router import ServiceRouter
 from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watching
 from .associate import ClientDatagrams, Lookup, until_end
