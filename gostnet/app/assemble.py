@@ -163,6 +163,7 @@ class Assembler:
             router,
             self._accept_policies(section, listener, requests),
             log,
+            options.engine,
         )
 
     def _refuse_unbuilt(self, section: schema.Service) -> None:

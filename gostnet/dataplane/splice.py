@@ -449,7 +449,7 @@ class _Pair:
         self._number = number
         up.free_pipe()
         down.free_pipe()
-        self.flow.engine = "native"
+        self.flow.engine = "native: lives on"
         return True
 
     def counted(self, record: Record) -> None:

@@ -15,6 +15,7 @@ from ..core.flow import Flow
 from ..core.log import DEBUG, INFO, Logger, quiet
 from ..core.stream import Stream
 from ..core.tasks import Scope, deadline
+from ..dataplane.relay import CHOICES
 from .transport import AcceptError, Listener
 
 
@@ -48,8 +49,11 @@ class Service:
         egress: Egress,
         policies: Policies | None = None,
         log: Logger | None = None,
+        engine: str = "auto",
     ) -> None:
+        """`engine` is what the service's flows ask the relay for."""
         self.name = name
+        self.engine = engine
         self.listener = listener
         self.handler = handler
         self.egress = egress
@@ -91,6 +95,7 @@ class Service:
         self._set_policies(fresh.policies)
         self.listener.layers = fresh.listener.layers
         self.listener.preface = fresh.listener.preface
+        self.engine = fresh.engine
         self._set_log(fresh.log)
 
     async def open(self) -> None:
@@ -127,6 +132,7 @@ class Service:
     def _take(self, flow: Flow, conn: Any) -> None:
         """Admit one accepted connection, or close it."""
         flow.service = self.name
+        flow.engine = self.engine
         self.total += 1
         assert self._scope is not None
         if self._plain:
@@ -246,6 +252,8 @@ class Service:
         fields["duration"] = int((time.monotonic() - flow.started) * 1e9)
         fields["inputBytes"] = flow.meter.up
         fields["outputBytes"] = flow.meter.down
+        if self.log.level <= DEBUG and flow.engine not in CHOICES:
+            fields["engine"] = flow.engine
         if flow.labels:
             fields["labels"] = dict(flow.labels)
         target = flow.target or flow.ingress

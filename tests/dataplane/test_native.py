@@ -23,6 +23,7 @@ from gostnet.core.tasks import Scope, run
 from gostnet.dataplane.native import build, library
 from gostnet.dataplane.native.engine import REFRESH, engine
 from gostnet.dataplane.relay import relay
+from gostnet.testing.processes import gostnet
 
 LOADED, WHY_NOT = library.load()
 pytestmark = pytest.mark.skipif(LOADED is None, reason=f"native relay: {WHY_NOT}")
@@ -104,7 +105,7 @@ def test_a_short_flow_stays_in_python_and_one_that_lives_moves() -> None:
         assert rig.flow.engine == "splice: short"
         await rig.exchange(8)
         assert inside() == 1
-        assert rig.flow.engine == "native"
+        assert rig.flow.engine == "native: lives on"
         await rig.exchange(100)
         rig.close()
         await rig.ended.wait()
@@ -123,7 +124,7 @@ def test_bulk_moves_at_once() -> None:
         left = 200_000
         while left:
             left -= len(await rig.server.receive())
-        assert rig.flow.engine == "native"
+        assert rig.flow.engine == "native: lives on"
         rig.close()
         await rig.ended.wait()
 
@@ -160,7 +161,7 @@ def test_a_direction_that_has_ended_before_stays_ended() -> None:
         while len(got) < len(answer):
             got += await rig.client.receive()
         assert got == answer
-        assert rig.flow.engine == "native"
+        assert rig.flow.engine == "native: lives on"
         rig.server.abort()
         assert await rig.client.receive() == b""
         await rig.ended.wait()
@@ -331,6 +332,37 @@ def test_a_process_ends_with_flows_inside() -> None:
             assert process.stdout.readline() == "inside\n"
             process.send_signal(number)
             assert process.wait(10) == -number
+
+
+@pytest.mark.parametrize(("wanted", "used"), [("splice", "splice: asked for"), ("native", "native: lives on")])
+def test_a_service_chooses_its_engine_and_its_records_tell(wanted: str, used: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as origin:
+        config = tmp_path / "gostnet.yaml"
+        config.write_text(
+            f"""
+            log: {{level: debug}}
+            services:
+            - name: s
+              addr: 127.0.0.1:0
+              handler: {{type: tcp}}
+              listener: {{type: tcp}}
+              metadata: {{engine: {wanted}}}
+              forwarder: {{nodes: [{{name: t, addr: "127.0.0.1:{origin.getsockname()[1]}"}}]}}
+            """
+        )
+        with gostnet("-C", str(config)) as daemon:
+            daemon.wait_ready()
+            line = daemon.wait_for("listening on 127.0.0.1:")
+            port = int(line.partition("listening on 127.0.0.1:")[2].partition("/")[0])
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"ping")
+                upstream, _ = origin.accept()
+                with upstream:
+                    assert upstream.recv(4) == b"ping"
+                    upstream.sendall(b"pong")
+                    assert client.recv(4) == b"pong"
+            daemon.wait_for('"engine"')
+            assert used in [record.get("engine") for record in daemon.records]
 
 
 def _python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
