@@ -8,6 +8,7 @@ from ..core.errors import ConnError, IdleTimeout
 from ..core.flow import Flow, Shaper
 from ..core.stream import Stream
 from ..core.tasks import together
+from .opening import Opening, floor, leaf
 from .shaper import granted
 
 CHUNK = 262144
@@ -78,6 +79,7 @@ class _Direction:
         """Copy until the end of stream, and pass it on."""
         flow, source, sink, up, shapers = self._flow, self._source, self._sink, self._up, self._shapers
         meter = flow.meter
+        opening = isinstance(source, Opening) or isinstance(sink, Opening)
         while data := await source.receive(CHUNK):
             for tap in flow.taps or ():
                 tap(data, up)
@@ -93,10 +95,14 @@ class _Direction:
             except ConnError as exc:
                 self.failed = exc
                 return
+            if opening:
+                # Once headers have been said and heard, bytes need not pass through the streams that saw to them.
+                source, sink = leaf(source), floor(sink)
+                opening = isinstance(source, Opening) or isinstance(sink, Opening)
         try:
             await sink.send_eof()
-        except ConnError as exc:
-            self.failed = exc
+        except ConnError:
+            pass  # who is gone needs no end: all that was to be said has been sent before
 
     async def _send_shaped(self, data: bytes) -> None:
         view = memoryview(data)

@@ -113,6 +113,26 @@ class Opening(Stream):
         return self.below
 
 
+def leaf(stream: Stream) -> Stream:
+    """Follow `transparent_over` to the lowest stream that still does something; what was unread moves down with it.
+
+    For whoever reads; who only writes takes `floor`.
+    """
+    while (below := stream.transparent_over()) is not None:
+        head = stream.take_unread()
+        if head:
+            below.unread(head)
+        stream = below
+    return stream
+
+
+def floor(stream: Stream) -> Stream:
+    """Follow `transparent_over` as `leaf` does, and leave to the reader what was unread."""
+    while (below := stream.transparent_over()) is not None:
+        stream = below
+    return stream
+
+
 class FirstBytes:
     """What an engine does to the first bytes of one direction, in place of the `Opening`s they would pass through.
 

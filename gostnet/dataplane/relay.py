@@ -11,21 +11,12 @@ from ..core.stream import Stream
 from . import copy, splice
 from .native.engine import Engine, engine
 from .opening import Opening, between, bottom
+from .opening import leaf as leaf
 
 Choice: TypeAlias = Literal["auto", "copy", "splice", "native"]
 """What `Flow.engine` asks for. An engine that is not there, or cannot take the streams, gives way to the next one."""
 
 CHOICES: Final[tuple[Choice, ...]] = ("auto", "copy", "splice", "native")
-
-
-def leaf(stream: Stream) -> Stream:
-    """Follow `transparent_over` to the lowest stream that still does something; what was unread moves down with it."""
-    while (below := stream.transparent_over()) is not None:
-        head = stream.take_unread()
-        if head:
-            below.unread(head)
-        stream = below
-    return stream
 
 
 async def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0) -> None:
