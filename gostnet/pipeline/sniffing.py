@@ -9,7 +9,7 @@ The rows SN01, SN02, ... that comments name are those of docs/sniffing.md.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,7 +28,8 @@ from ..dataplane.opening import Opening
 from ..dataplane.relay import leaf
 from ..wire.http1 import head_bytes, reason_of
 from ..wire.sniff import UNKNOWN, DatagramRecogniser, StreamRecogniser
-from .handler import Accepted, forward, relay_with
+from .handler import Accepted, forward
+from .requests import Requests, relay_requests
 from .router import ServiceRouter
 
 SILENCE: Final = 0.3
@@ -129,9 +130,9 @@ class Sniffer:
             held += client.take_unread()
             if held:
                 client.unread(held)
-        return _note(flow, found) if held or found is not None else None
+        return note(flow, found) if held or found is not None else None
 
-    async def watch(self, flow: Flow, client: Stream, upstream: Stream, egress: Egress | None, idle: float) -> None:
+    async def watch(self, flow: Flow, client: Stream, upstream: Stream, egress: Egress | None, idle: float) -> Sniffed:
         """Look while both sides may speak, until it is known what the client speaks or the other side has spoken.
 
         Raise BypassDenied when the host that shows is one that the service refuses.
@@ -155,9 +156,10 @@ class Sniffer:
         finally:
             if held:
                 client.unread(held)
-        found = _note(flow, found)
+        found = note(flow, found)
         if found.host and flow.target is not None:
             admit(flow, egress, Endpoint(found.host, flow.target.port))
+        return found
 
     async def look_at_datagrams(self, flow: Flow, client: Datagrams) -> Datagrams:
         """Look at a client's first datagrams; return the datagrams that begin with them."""
@@ -173,7 +175,7 @@ class Sniffer:
                             found = found or recogniser.feed(piece)
         except TimeoutError:
             pass
-        _note(flow, found)
+        note(flow, found)
         return Replayed(client, held) if held else client
 
 
@@ -192,13 +194,13 @@ async def _rest(client: Stream, recogniser: StreamRecogniser, held: bytes) -> tu
         raise
 
 
-def _note(flow: Flow, found: Sniffed | None) -> Sniffed:
+def note(flow: Flow, found: Sniffed | None) -> Sniffed:
     """Put on the flow what was found."""
     if found is None or found is UNKNOWN:
         return UNKNOWN
     flow.sniffed = found
     flow.host = found.host
-    if not flow.reason:
+    if not flow.reason or flow.host:
         flow.reason = f"{found.protocol} for {found.host}" if found.host else found.protocol
     return found
 
@@ -218,7 +220,7 @@ def named(found: Sniffed) -> Endpoint:
     return Endpoint(found.host, found.port or (80 if found.protocol == "http" else 443))
 
 
-def watching(
+def watched(
     sniffer: Sniffer | None,
     flow: Flow,
     client: Stream,
@@ -226,27 +228,41 @@ def watching(
     accepted: Accepted | None = None,
     *,
     idle: float = 0.0,
-) -> Accepted | None:
-    """Return what `forward` and `relay_with` are to call once the upstream is open: `accepted`, and then a look.
+) -> tuple[Stream, Accepted | None]:
+    """Return what `forward` and `relay_with` are to be given so that a look is taken once the upstream is open.
 
-    Without a sniffer it is `accepted` itself.
+    That is the client's stream, which from then on lets no HTTP request pass whose host the service refuses, and what
+    to call. Without a sniffer it is `client` and `accepted` themselves.
     """
     if sniffer is None:
-        return accepted
+        return client, accepted
+    known = ""
+
+    def decide(found: Sniffed) -> bool:
+        nonlocal known
+        if found.host and found.host != known and flow.target is not None:
+            admit(flow, egress, Endpoint(found.host, flow.target.port))
+            known = found.host
+        return True
+
+    requests = Requests(client, decide)
 
     async def accept_and_watch(upstream: Stream) -> None:
+        nonlocal known
         if accepted is not None:
             await accepted(upstream)
         flow.connected = True  # from here on a refusal is an end: the client has been told yes
-        await sniffer.watch(flow, client, upstream, egress, idle)
+        found = await sniffer.watch(flow, client, upstream, egress, idle)
+        known = found.host
+        requests.arm(found)
 
-    return accept_and_watch
+    return requests, accept_and_watch
 
 
 async def forward_as_sniffed(
     flow: Flow, client: Stream, egress: Egress, sniffer: Sniffer | None, options: OriginalOptions
 ) -> None:
-    """Relay to the host that `client` asks for, at the port of `flow.target`.
+    """Relay to the host that `client` asks for, at the port of `flow.target`; HTTP requests each to their own.
 
     Without a host, and where `options` say so, it is `flow.target` that is connected to; a client that has been silent
     so far is still watched then. Raise BypassDenied if the service refuses either of them, DialError.
@@ -259,23 +275,66 @@ async def forward_as_sniffed(
     admit(flow, egress, original)
     found = await sniffer.look(flow, client)
     if found is None:
-        await forward(flow, client, egress, watching(sniffer, flow, client, egress))
+        requests, accepted = watched(sniffer, flow, client, egress)
+        await forward(flow, requests, egress, accepted)
         return
-    host = Endpoint(found.host, original.port)
-    if found.host and options.original:
+
+    async def reach(found: Sniffed) -> Stream:
+        note(flow, found)
+        return await _reach_named(flow, egress, found.host, original, options)
+
+    await forward_requests(flow, client, found, reach)
+
+
+async def forward_requests(
+    flow: Flow,
+    client: Stream,
+    found: Sniffed,
+    reach: Callable[[Sniffed], Awaitable[Stream]],
+    stays: Callable[[Sniffed, Sniffed], bool] | None = None,
+    *,
+    idle: float = 0.0,
+) -> None:
+    """Relay to where `reach` leads for what was found, and for HTTP to where it leads for each request.
+
+    stays    tells whether a request may follow another one to the same server: if it names the same host, by default
+    """
+    current = found
+    fresh = True
+
+    def decide(following: Sniffed) -> bool:
+        nonlocal current, fresh
+        if fresh:
+            fresh = False  # the one that the server has been chosen for
+            return True
+        staying = stays(current, following) if stays is not None else following.host in ("", current.host)
+        if staying:
+            current = following
+        return staying
+
+    async def follow(following: Sniffed) -> Stream:
+        nonlocal current, fresh
+        current, fresh = following, True
+        return await reach(following)
+
+    requests = Requests(client, decide)
+    requests.arm(found)
+    await relay_requests(flow, requests, await reach(found), follow, idle)
+
+
+async def _reach_named(flow: Flow, egress: Egress, name: str, original: Endpoint, options: OriginalOptions) -> Stream:
+    host = Endpoint(name, original.port)
+    if name and options.original:
         admit(flow, egress, host)
-    elif found.host:
+    elif name:
         try:
-            upstream = await egress.connect(flow, host)
+            return await egress.connect(flow, host)
         except DialError as exc:
             if not options.fallback:
                 raise
             flow.reason = f"{host} failed ({exc}): connected to {original} instead"
             flow.tried = ()
-        else:
-            await relay_with(flow, client, upstream)
-            return
-    await relay_with(flow, client, await egress.connect(flow, original))
+    return await egress.connect(flow, original)
 
 
 async def refuse_http(client: Stream, status: int) -> None:

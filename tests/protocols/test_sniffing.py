@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -504,9 +504,9 @@ def test_selection_of_a_target_finds_what_was_sniffed_on_the_flow() -> None:
         seen: list[Any] = []
 
         class Watching(Hop):
-            def select(self, flow: Flow, target: Endpoint, now: float) -> Node | None:
+            def pick(self, flow: Flow, target: Endpoint, now: float, host: str = "") -> Sequence[Node]:
                 seen.append(flow.sniffed)
-                return super().select(flow, target, now)
+                return super().pick(flow, target, now, host)
 
         with Listening() as server:
             handler = forwarder(server.address)
@@ -519,6 +519,110 @@ def test_selection_of_a_target_finds_what_was_sniffed_on_the_flow() -> None:
                     with await server.accept():
                         pass
         assert (seen[0].protocol, seen[0].host, seen[0].path, seen[0].query) == ("http", "secret.test", "/a", "b=c")
+
+    run(main())
+
+
+# ---- several requests of one connection -----------------------------------------------------------
+def test_captured_requests_go_each_to_its_own_host() -> None:
+    async def main() -> None:
+        with Listening() as one, Listening("127.0.0.2") as two:
+            port = one.address.port
+
+            class Out(ServiceRouter):
+                async def connect(self, flow: Flow, target: Endpoint) -> Stream:
+                    self.admit(flow, target)
+                    server = {"one.test": one, "two.test": two}[target.host]
+                    return await self.direct.connect(flow, server.address)
+
+            red = Captured(Endpoint("127.0.0.9", port), sniffing=True)
+            bypass = PatternBypass.from_patterns(["bad.test"])
+            async with served(red, Out(Direct(Names()), bypass=bypass)) as address:
+                with await Peer.connect(address) as client:
+                    await client.send(get("one.test"))
+                    with await one.accept() as server:
+                        for _ in range(2):
+                            assert await server.exactly(len(get("one.test"))) == get("one.test")
+                            await server.send(b"one")
+                            assert await client.exactly(3) == b"one"
+                            await client.send(get("one.test"))
+                        assert await server.exactly(len(get("one.test"))) == get("one.test")
+                        await client.send(get("two.test"))
+                        assert await server.rest() == b""
+                    with await two.accept() as server:
+                        assert await server.exactly(len(get("two.test"))) == get("two.test")
+                        await server.send(b"two")
+                        assert await client.exactly(3) == b"two"
+                        await client.send(get("bad.test"))
+                        assert await server.rest() == b""
+                    assert await client.rest() == b""
+            assert isinstance(red.flows[0].error, BypassDenied)
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_proxy_ends_a_connection_whose_later_request_is_for_a_bypassed_host(name: str) -> None:
+    async def main() -> None:
+        handler, dialogue = proxy(name)
+        with Listening() as server:
+            async with served(handler, way_out("secret.test")) as address:
+                with await Peer.connect(address) as client:
+                    await dialogue(client, server.address)
+                    with await server.accept() as target:
+                        for host in ("open.test", "other.test"):
+                            await client.send(get(host))
+                            assert await target.exactly(len(get(host))) == get(host)
+                            await target.send(b"answer")
+                            assert await client.exactly(6) == b"answer"
+                        await client.send(get())
+                        assert await client.rest() == b""
+                        assert await target.rest() == b""
+
+    run(main())
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_forwarder_answers_a_later_request_that_is_refused(targets: int) -> None:
+    async def main() -> None:
+        with Listening() as server:
+            handler = forwarder(*[server.address] * targets)
+            async with served(handler, way_out("secret.test")) as address:
+                with await Peer.connect(address) as client:
+                    await client.send(get("open.test"))
+                    with await server.accept() as target:
+                        await target.exactly(len(get("open.test")))
+                        await target.send(b"answer")
+                        assert await client.exactly(6) == b"answer"
+                        await client.send(get())
+                        assert await target.rest() == b""
+                    assert (await client.rest()).startswith(b"HTTP/1.1 403 Forbidden\r\n")
+
+    run(main())
+
+
+@pytest.mark.parametrize(("targets", "keepalive", "connections"), [(1, False, 1), (2, True, 1), (2, False, 2)])
+def test_forwarder_chooses_a_target_for_each_request_where_there_is_a_choice(
+    targets: int, keepalive: bool, connections: int
+) -> None:
+    async def main() -> None:
+        with Listening() as server:
+            handler = forwarder(*[server.address] * targets, **{"http.keepalive": keepalive})
+            async with served(handler, way_out()) as address:
+                with await Peer.connect(address) as client:
+                    await client.send(get("open.test"))
+                    target = await server.accept()
+                    for number in range(2):
+                        assert await target.exactly(len(get("open.test"))) == get("open.test")
+                        await target.send(b"answer")
+                        assert await client.exactly(6) == b"answer"
+                        if not number:
+                            await client.send(get("open.test"))
+                            if connections == 2:
+                                assert await target.rest() == b""
+                                target.close()
+                                target = await server.accept()
+                    target.close()
 
     run(main())
 

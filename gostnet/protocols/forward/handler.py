@@ -12,7 +12,7 @@ from ...core.address import ANY
 from ...core.datagrams import Datagram, Datagrams
 from ...core.egress import Egress
 from ...core.errors import GostnetError, PolicyDenied
-from ...core.flow import Flow
+from ...core.flow import Flow, Sniffed
 from ...core.options import Bytes, Seconds, group, opt
 from ...core.registry import component
 from ...core.stream import Stream
@@ -20,9 +20,18 @@ from ...dataplane.pump import pump
 from ...pipeline.forwarding import Dial, NoTarget, reach_target
 from ...pipeline.handler import HandlerContext, relay_with
 from ...pipeline.router import ServiceRouter
-from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, admit, named, refuse_http, watching
+from ...pipeline.sniffing import (
+    InterceptionOptions,
+    Sniffer,
+    SniffingOptions,
+    admit,
+    forward_requests,
+    named,
+    note,
+    refuse_http,
+    watched,
+)
 from ...wire.proxy_header import encode_proxy_header
-from ...wire.sniff import UNKNOWN
 
 T = TypeVar("T")
 
@@ -52,6 +61,11 @@ class ForwardHandler:
             "Accepted for compatibility: datagrams of every size are passed on whole.",
             aliases=("readBufferSize", "udp.bufferSize"),
         )
+        keepalive: bool = opt(
+            False,
+            "With sniffing and several targets: requests of one connection for the same host stay with one target.",
+            key="http.keepalive",
+        )
         sniffing: SniffingOptions = group(SniffingOptions)
         mitm: InterceptionOptions = group(InterceptionOptions)
 
@@ -62,6 +76,7 @@ class ForwardHandler:
         self._read_timeout = options.read_timeout if options.read_timeout > 0 else 15.0
         self._stateless = options.stateless
         self._proxy_protocol = options.proxy_protocol
+        self._keepalive = options.keepalive
         self._sniffer = Sniffer.of(options.sniffing)
 
     async def handle(self, flow: Flow, conn: Stream | Datagrams, egress: Egress) -> None:
@@ -69,20 +84,48 @@ class ForwardHandler:
         if isinstance(conn, Datagrams):
             await self._datagrams(flow, conn, egress)
             return
-        found = await self._sniffer.look(flow, conn) if self._sniffer is not None else UNKNOWN
-        try:
-            self._admit(flow, egress)
-            upstream = await self._reached(flow, egress, egress.connect)
-        except GostnetError as exc:
-            if found is not None and found.method:
-                await refuse_http(
-                    conn, 403 if isinstance(exc, PolicyDenied) else 502 if isinstance(exc, NoTarget) else 503
-                )
-            raise
+        if self._sniffer is None:
+            await relay_with(flow, conn, await self._introduced(flow, egress), idle=self._idle)
+            return
+        found = await self._sniffer.look(flow, conn)
+        if found is None:
+            client, accepted = watched(self._sniffer, flow, conn, egress, idle=self._idle)
+            await relay_with(flow, client, await self._introduced(flow, egress), accepted, idle=self._idle)
+            return
+
+        async def reach(found: Sniffed) -> Stream:
+            note(flow, found)
+            try:
+                self._admit(flow, egress)
+                return await self._introduced(flow, egress)
+            except GostnetError as exc:
+                if found.method:
+                    denied, nowhere = isinstance(exc, PolicyDenied), isinstance(exc, NoTarget)
+                    await refuse_http(conn, 403 if denied else 502 if nowhere else 503)
+                raise
+
+        nodes = self._context.hop.nodes if self._context.hop is not None else ()
+        unconditional = len(nodes) == 1 and nodes[0].matcher is None
+
+        def stays(current: Sniffed, following: Sniffed) -> bool:
+            if following.host == current.host:
+                return self._keepalive or unconditional or not nodes
+            if unconditional:
+                note(flow, following)
+                try:
+                    self._admit(flow, egress)
+                except PolicyDenied:
+                    return False  # which `reach` answers
+            return unconditional
+
+        await forward_requests(flow, conn, found, reach, stays, idle=self._idle)
+
+    async def _introduced(self, flow: Flow, egress: Egress) -> Stream:
+        """Connect to a target, and tell it who the client is if it wants to know."""
+        upstream = await self._reached(flow, egress, egress.connect)
         if self._proxy_protocol > 0:
             await self._introduce(flow, upstream)
-        accepted = watching(self._sniffer, flow, conn, egress, idle=self._idle) if found is None else None
-        await relay_with(flow, conn, upstream, accepted, idle=self._idle)
+        return upstream
 
     def _admit(self, flow: Flow, egress: Egress) -> None:
         """Let the service decide about the host that the client asks for. Raise BypassDenied."""

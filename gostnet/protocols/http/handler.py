@@ -21,7 +21,7 @@ from ...dataplane.framed import TunDatagrams
 from ...dataplane.pump import pump
 from ...pipeline.handler import HandlerContext, forward
 from ...pipeline.router import ServiceRouter
-from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watching
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watched
 from ...wire.http1 import HeadReader, HeadTooLarge, Request, field_problem, parse_request
 from .answer import part, status_of
 from .codec import AGENT, Replies, connect_target, credentials, wants_udp
@@ -230,8 +230,8 @@ class HttpHandler:
         established = self._replies.established
         try:
             idle = self._idle_timeout
-            accepted = watching(self._sniffer, flow, conn, egress, lambda _: conn.send(established), idle=idle)
-            await forward(flow, conn, egress, accepted, idle=idle)
+            client, accepted = watched(self._sniffer, flow, conn, egress, lambda _: conn.send(established), idle=idle)
+            await forward(flow, client, egress, accepted, idle=idle)
         except GostnetError as exc:
             if not flow.connected:
                 await part(conn, self._replies.refusal(status_of(exc)))

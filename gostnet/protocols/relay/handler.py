@@ -25,7 +25,7 @@ from ...dataplane.pump import Filter, pump
 from ...pipeline.forwarding import NoTarget, reach_target
 from ...pipeline.handler import Accepted, HandlerContext, relay_with, request_deadline
 from ...pipeline.router import ServiceRouter
-from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watching
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watched
 from .codec import Command, Network, Request, Status, encode_response, read_request
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ class RelayHandler:
         accepted: Accepted | None = accept if self._nodelay else None
         client = conn if self._nodelay else Opening(conn, prefix=OK)
         if egress is not None:
-            accepted = watching(self._sniffer, flow, client, egress, accepted)
+            client, accepted = watched(self._sniffer, flow, client, egress, accepted)
         await relay_with(flow, client, upstream, accepted)
 
     async def _exchange(self, flow: Flow, conn: Stream, upstream: Datagrams, target: Endpoint) -> None:

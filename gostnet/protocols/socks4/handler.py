@@ -13,7 +13,7 @@ from ...core.registry import component
 from ...core.sockets import SocketStream
 from ...core.stream import Stream
 from ...pipeline.handler import HandlerContext, relay_with, request_deadline
-from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watching
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watched
 from .codec import CONNECT, Code, encode_reply, read_request
 
 GRANTED = encode_reply(Code.GRANTED)
@@ -58,9 +58,8 @@ class Socks4Handler:
         except GostnetError as exc:
             await _refuse(conn, Code.BYPASSED if isinstance(exc, PolicyDenied) else Code.FAILED)
             raise
-        await relay_with(
-            flow, conn, upstream, watching(self._sniffer, flow, conn, egress, lambda _: conn.send(GRANTED))
-        )
+        client, accepted = watched(self._sniffer, flow, conn, egress, lambda _: conn.send(GRANTED))
+        await relay_with(flow, client, upstream, accepted)
 
 
 async def _refuse(client: Stream, code: Code) -> None:

@@ -27,7 +27,7 @@ from ...pipeline.direct import Direct
 from ...pipeline.handler import HandlerContext, relay_with, request_deadline
 from ...pipeline.names import resolved
 from ...pipeline.router import ServiceRouter
-from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watching
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, SniffingOptions, watched
 from .associate import ClientDatagrams, Lookup, until_end
 from .codec import Command, Credentials, Method, Reply, Request, encode_reply, serve, serve_request
 
@@ -145,7 +145,8 @@ class Socks5Handler:
         async def accept(upstream: Stream) -> None:
             await client.send(encode_reply(Reply.SUCCEEDED, upstream.local))
 
-        await relay_with(flow, client, upstream, watching(self._sniffer, flow, client, egress, accept))
+        inside, accepted = watched(self._sniffer, flow, client, egress, accept)
+        await relay_with(flow, inside, upstream, accepted)
 
     async def _others(self, flow: Flow, client: Stream, request: Request, egress: Egress) -> None:
         match request.command:
