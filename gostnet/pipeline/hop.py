@@ -10,6 +10,7 @@ from ..core.address import Endpoint
 from ..core.contracts import Bypass
 from ..core.errors import NoRoute
 from ..core.flow import Flow
+from .destination import leaves_out
 from .node import Latency, Marker, Matcher, Node
 from .selector import Selector
 
@@ -45,7 +46,7 @@ class Hop:
 
         Raise NoRoute when nodes are left that could be used, but none of them is for this flow.
         """
-        if self.bypass is not None and self.bypass.contains(flow.network, target):
+        if self.bypass is not None and leaves_out(self.bypass, flow, target):
             flow.reason = f"bypass of {self.name} matches {target}"
             return ()
         nodes = self.nodes

@@ -12,12 +12,13 @@ from ..core.contracts import Bypass, Hosts, Resolver, TrafficLimiter
 from ..core.datagrams import Datagrams
 from ..core.egress import Egress
 from ..core.errors import BypassDenied, DialRefused, DialTimeout, GostnetError, NoRoute, PolicyDenied, UpstreamRejected
-from ..core.flow import Flow, Network, Shapers
+from ..core.flow import Flow, Shapers
 from ..core.hub import current_hub
 from ..core.log import Logger, quiet
 from ..core.stream import Stream
 from ..core.tasks import deadline
 from . import chain
+from .destination import refuses_address
 from .direct import Direct
 from .names import AnyPeer, Renamed, addresses_of, associate_any
 from .race import connect_any
@@ -36,6 +37,7 @@ class ServiceRouter:
     retries    attempts after the first one
     timeout    seconds for one attempt: all hops, handshakes and the final connect
     traffic    bandwidth limits, put on each flow as data
+    selective  which way a flow takes depends on more than its target: an open connection is not for everybody
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ServiceRouter:
         self.traffic = tuple(traffic)
         self._log = log or quiet()
         self._plain = chains is None and hosts is None and resolver is None and not self.retries
+        self.selective = chains is not None and chains.selective
         # Where the way out looks names up by itself, the bypass must see what it finds.
         self._system = direct.resolver if bypass is not None and isinstance(direct, Direct) else None
 
@@ -102,7 +105,7 @@ class ServiceRouter:
         return found
 
     def _permits_address(self, where: Endpoint) -> bool:
-        return self.bypass is None or not _refuses_address(self.bypass, "udp", where)
+        return self.bypass is None or not refuses_address(self.bypass, "udp", where)
 
     def admit(self, flow: Flow, target: Endpoint) -> None:
         """Decide about `target` as `connect` does, for who uses an open connection again. Raise BypassDenied."""
@@ -187,20 +190,11 @@ class ServiceRouter:
         bypass = self.bypass
         if bypass is None:
             return hosts
-        found = [host for host in hosts if not _refuses_address(bypass, flow.network, Endpoint(host, target.port))]
+        found = [host for host in hosts if not refuses_address(bypass, flow.network, Endpoint(host, target.port))]
         if not found:
             flow.reason = f"{Endpoint(hosts[0], target.port)}, behind {target.host}, is bypassed by the service"
             raise BypassDenied(flow.reason)
         return found
-
-
-def _refuses_address(bypass: Bypass, network: Network, where: Endpoint) -> bool:
-    """Ask a bypass about an address that stands behind a name which it has let pass.
-
-    A whitelist has decided by the name, and knows nothing of the addresses behind it.
-    """
-    ask = getattr(bypass, "contains_address", bypass.contains)
-    return bool(ask(network, where))
 
 
 class _Kind(Protocol[T]):

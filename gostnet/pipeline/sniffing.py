@@ -16,7 +16,7 @@ from typing import Final
 from ..core.address import Endpoint
 from ..core.datagrams import Datagram, Datagrams
 from ..core.egress import Egress
-from ..core.errors import ConnError, DialError
+from ..core.errors import BypassDenied, ConnError, DialError
 from ..core.fiber import Gate
 from ..core.flow import Flow, Sniffed
 from ..core.hub import READABLE
@@ -28,6 +28,7 @@ from ..dataplane.opening import Opening
 from ..dataplane.relay import leaf
 from ..wire.http1 import head_bytes, reason_of
 from ..wire.sniff import UNKNOWN, DatagramRecogniser, StreamRecogniser
+from .destination import refuses_address
 from .handler import Accepted, forward
 from .requests import Requests, relay_requests
 from .router import ServiceRouter
@@ -220,6 +221,14 @@ def named(found: Sniffed) -> Endpoint:
     return Endpoint(found.host, found.port or (80 if found.protocol == "http" else 443))
 
 
+def refuse_listed(flow: Flow, egress: Egress, address: Endpoint) -> None:
+    """Refuse an address that a blacklist holds before any look; a whitelist is asked about what shows. BypassDenied."""
+    bypass = egress.bypass if isinstance(egress, ServiceRouter) else None
+    if bypass is not None and refuses_address(bypass, flow.network, address):
+        flow.reason = f"{address} is bypassed by the service"
+        raise BypassDenied(flow.reason)
+
+
 def watched(
     sniffer: Sniffer | None,
     flow: Flow,
@@ -272,7 +281,7 @@ async def forward_as_sniffed(
     if sniffer is None:
         await forward(flow, client, egress)
         return
-    admit(flow, egress, original)
+    refuse_listed(flow, egress, original)
     found = await sniffer.look(flow, client)
     if found is None:
         requests, accepted = watched(sniffer, flow, client, egress)

@@ -18,6 +18,8 @@ from gostnet.core.flow import Flow
 from gostnet.core.options import bind_options
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import Scope, run
+from gostnet.pipeline.chain import Chain
+from gostnet.pipeline.connector import ConnectorContext
 from gostnet.pipeline.direct import Direct
 from gostnet.pipeline.handler import HandlerContext
 from gostnet.pipeline.hop import Hop
@@ -28,6 +30,7 @@ from gostnet.pipeline.transport import StreamDialer, Transport
 from gostnet.policies.auth import StaticAuthenticator, Users
 from gostnet.policies.bypass import PatternBypass
 from gostnet.protocols.auto.handler import AutoHandler
+from gostnet.protocols.forward.connector import ForwardConnector
 from gostnet.protocols.forward.handler import ForwardHandler
 from gostnet.protocols.http.handler import HttpHandler
 from gostnet.protocols.relay.codec import Command, Request, encode_request
@@ -250,6 +253,56 @@ def test_client_that_ends_early_is_passed_on_with_its_end(first: bytes) -> None:
                         await target.send(b"bye")
                         target.shut()
                         assert await client.rest() == b"bye"
+
+    run(main())
+
+
+@pytest.mark.parametrize(("name", "passes"), [("secret.test", True), ("other.test", False)])
+def test_whitelist_of_names_lets_those_names_pass(name: str, passes: bool) -> None:
+    async def main() -> None:
+        with Listening() as server:
+            red = Captured(Endpoint("192.0.2.1", server.address.port), sniffing=True)
+            bypass = PatternBypass.from_patterns(["secret.test"], whitelist=True)
+            names = Names(**{"secret.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]})
+            async with served(red, ServiceRouter(Direct(names), bypass=bypass)) as address:
+                with await Peer.connect(address) as client:
+                    await client.send(hello(name))
+                    if passes:
+                        with await server.accept() as target:
+                            assert await target.exactly(1) == b"\x16"
+                    else:
+                        assert await client.rest() == b""
+                with await Peer.connect(address) as client:
+                    await client.send(b"no name at all")
+                    assert await client.rest() == b""
+
+    run(main())
+
+
+@pytest.mark.parametrize("whitelist", [False, True])
+@pytest.mark.parametrize("at", ["hop", "node"])
+def test_route_to_the_original_destination_is_chosen_by_the_name(whitelist: bool, at: str) -> None:
+    """A hop or node that is not for the name is left out, although it is an address that is dialled."""
+
+    async def main() -> None:
+        patterns = ["secret.test"]
+        bypass = PatternBypass.from_patterns(patterns, whitelist=whitelist)
+        with Listening() as server, Listening() as proxy:
+            direct = Direct(Names())
+            connector = ForwardConnector(ForwardConnector.Options(), ConnectorContext())
+            node = Node("proxy", proxy.address, Transport("tcp", StreamDialer()), connector)
+            node.bypass = bypass if at == "node" else None
+            hop = Hop("hop", [node], bypass=bypass if at == "hop" else None)
+            egress = ServiceRouter(direct, Chain("chain", [hop], direct))
+            red = Captured(server.address, sniffing=True, **{"sniffing.dialOriginalDst": True})
+            async with served(red, egress) as address:
+                for name in ("secret.test", "other.test"):
+                    with await Peer.connect(address) as client:
+                        await client.send(hello(name))
+                        straight = (name == "secret.test") != whitelist
+                        with await (server if straight else proxy).accept() as target:
+                            assert await target.exactly(1) == b"\x16"
+            assert {flow.target for flow in red.flows} == {server.address}
 
     run(main())
 
