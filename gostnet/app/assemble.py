@@ -12,6 +12,7 @@ from ..core.address import ANY, parse_endpoint
 from ..core.contracts import Authenticator, Policies, RateLimiter, Resolver, TrafficLimiter
 from ..core.errors import ConfigError, Unavailable
 from ..core.log import LEVELS, Logger, open_sink
+from ..core.options import Secret
 from ..core.packets import Packets
 from ..core.registry import Catalog
 from ..core.resources import MARK_OWN
@@ -27,7 +28,7 @@ from ..policies.build import Build, build_authers, build_climiters, build_limite
 from ..transports.proxy_protocol import ProxyProtocol
 from .chains import Chains
 from .dialing import dial_options
-from .parts import Lazy, Parts, bind
+from .parts import Lazy, Parts, bind, own_credentials
 
 
 @dataclass(slots=True)
@@ -140,9 +141,14 @@ class Assembler:
         router = self._router(section, handler_section, options, log)
         addresses: dict[Node, tuple[str, str]] = {}
         requests = self._rate_limiter(section)
+        ciphered = handler_section.kind in ("tap",)  # there `auth` is no user's
+        username, password = own_credentials(handler_section.auth if ciphered else None)
         context = HandlerContext(
             service=section.name,
+            path=handler_section.path,
             authenticator=self._authenticator(handler_section),
+            username=username,
+            password=Secret(password),
             hop=self._chains.forwarder(section, addresses if handler_section.kind == "dns" else None, router),
             addresses=addresses,
             upstream_tls=self._parts.verifying,
@@ -251,7 +257,7 @@ class Assembler:
 def _identity(section: schema.Service, config: schema.Config) -> object:
     """What the listening socket depends on: equal ones share it across a reload."""
     listener = section.listener
-    if listener is not None and listener.kind == "tun":
+    if listener is not None and listener.kind in ("tun", "tap"):
         # Its one connection lasts as long as the device, so whatever that connection was begun with counts.
         return (section, config.chains, config.hops, config.authers)
     place = {key.lower(): value for key, value in section.metadata.items() if key.lower() in ("netns",)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..config import schema
@@ -15,9 +16,9 @@ from ..core.sockets import PLAIN, DialOptions
 from ..pipeline.direct import Direct
 from ..policies.build import Build, Ways, build_admissions, build_bypasses, build_hosts, build_resolvers
 from ..policies.bypass import combine
-from ..transports.certificates import Certificates
 from ..policies.entries import lines, strip_leading_comment
 from ..policies.nameserver import HTTP_ALPN
+from ..transports.certificates import Certificates
 from ..transports.tls import TlsLayer
 from .dialing import dial_options
 
@@ -134,3 +135,19 @@ def bind(options: type[T], metadata: Mapping[str, Any], path: str) -> T:
         if problem.severity == "error":
             raise ConfigError(problem.path, problem.message, code=problem.code)
     return bound
+
+
+def own_credentials(section: schema.Auth | None) -> tuple[str, str]:
+    """Return user name and password of a section, those of its file if it names one. Raise ConfigError."""
+    if section is None:
+        return "", ""
+    if not section.file:
+        return section.username, section.password
+    try:
+        data = Path(section.file).read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"{section.path}.file", f"cannot be read: {exc.strerror}", code="auth.file") from exc
+    for entry in lines(data, section.file, strip_leading_comment):
+        username, *rest = entry.text.split(None, 1)
+        return username, rest[0] if rest else ""
+    return section.username, section.password

@@ -12,6 +12,7 @@ from ..core.egress import Egress
 from ..core.errors import ProtocolError, QuotaDenied
 from ..core.flow import Flow
 from ..core.log import Logger, quiet
+from ..core.options import Secret
 from ..core.stream import Stream
 from ..core.tasks import deadline
 from ..dataplane.relay import relay
@@ -26,7 +27,9 @@ Accepted = Callable[[Stream], Awaitable[None]]
 class HandlerContext:
     """What a handler is built with.
 
+    path            the handler's place in the configuration, for messages
     authenticator   None when no credentials are asked for
+    username        of the handler's own `auth`, for protocols where that is a cipher and its password (tap)
     hop             the forwarder's targets; with one, a handler is in forward mode
     addresses       how a target's address was written, and where, for handlers whose targets are URLs
     upstream_tls    the client side of TLS, which verifies, for handlers that ask servers of their own
@@ -38,7 +41,10 @@ class HandlerContext:
     """
 
     service: str = ""
+    path: str = ""
     authenticator: Authenticator | None = None
+    username: str = ""
+    password: Secret = Secret()
     hop: Targets | None = None
     addresses: Mapping[Node, tuple[str, str]] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)

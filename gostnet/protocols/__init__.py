@@ -24,6 +24,7 @@ HANDLERS = {
     "redirect": "gostnet.protocols.transparent.handler",
     "redu": "gostnet.protocols.transparent.handler",
     "sni": "gostnet.protocols.sni.handler",
+    "tap": "gostnet.protocols.tap.handler",
     "tun": "gostnet.protocols.tun.handler",
 }
 

@@ -132,6 +132,7 @@ INGRESS = {
     "redir": "gostnet.ingress.redirect",
     "redirect": "gostnet.ingress.redirect",
     "redu": "gostnet.ingress.tproxy",
+    "tap": "gostnet.ingress.tap",
     "tun": "gostnet.ingress.tun",
 }
 """Listeners that live where the kernel feeds the pipeline."""

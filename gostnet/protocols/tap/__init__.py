@@ -1,0 +1,1 @@
+"""GOST's VPN of Ethernet frames over datagrams: a switch whose ports are a device and the peers."""

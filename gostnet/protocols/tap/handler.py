@@ -1,0 +1,235 @@
+"""The handler `tap`: joins a TAP device with peers, as a switch for many or as the client of one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.address import Endpoint
+from ...core.datagrams import Datagrams
+from ...core.egress import Egress
+from ...core.errors import ProtocolError
+from ...core.flow import Flow, Shapers
+from ...core.options import Bytes, Seconds, Secret, opt
+from ...core.packets import Packets
+from ...core.registry import component
+from ...core.sockets import UdpSocket
+from ...core.stream import Buffer
+from ...pipeline.devices import as_client, first_ended, within
+from ...pipeline.handler import HandlerContext
+from ...pipeline.router import ServiceRouter
+from . import codec
+from .client import ClientSession
+from .switch import Switch
+
+RECONNECT = (1.0, 2.0, 4.0, 6.0)
+"""Seconds before the server is dialled again, as in GOST."""
+
+DEFAULT_TTL = 10.0
+
+SWEEP = 600.0
+"""Seconds between two looks for peers that are gone."""
+
+_BATCH = 64
+"""Datagrams taken per turn."""
+
+
+@component("handler", "tap")
+class TapHandler:
+    """Serves a device: without a target as a switch between it and whoever sends frames, with one as its client."""
+
+    accepts = (Packets,)
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Options:
+        """Options of `tap` (protocols 20)."""
+
+        key: Secret = opt(Secret(), "The cipher's key itself, in place of one that is made of the password.")
+        keepalive: bool = opt(
+            False,
+            "Client: send a loop test every `ttl`, and dial anew when nothing comes for three of them.",
+            aliases=("tap.keepalive",),
+        )
+        ttl: Seconds = opt(DEFAULT_TTL, "Client: period of the keep-alive.", aliases=("tap.ttl",))
+        buffer_size: Bytes = opt(
+            65535,
+            "Accepted for compatibility: frames of every size are passed on whole.",
+            aliases=("tap.bufferSize", "readBufferSize"),
+        )
+
+    def __init__(self, options: Options, context: HandlerContext) -> None:
+        self._context = context
+        key = options.key.reveal()
+        self._cipher = codec.cipher_of(context.username, context.password.reveal(), key, context.path)
+        ttl = options.ttl if options.ttl > 0 else DEFAULT_TTL
+        self._period = ttl if options.keepalive else 0.0
+
+    async def handle(self, flow: Flow, conn: Packets, egress: Egress) -> None:
+        """Serve the device until it is closed by us. Raise ConnError when somebody else has deleted it."""
+        flow.network = "udp"
+        if conn.carrier is None:
+            await self._client(flow, conn, egress)
+            return
+        assert isinstance(conn.carrier, UdpSocket)
+        if isinstance(egress, ServiceRouter) and egress.traffic:
+            flow.shapers = Shapers()
+            for limiter in egress.traffic:
+                limiter.shape(flow, flow.shapers)
+        server = _Server(flow, conn, conn.carrier, self._cipher, self._context)
+        await first_ended(server.from_device(), server.from_peers(), server.sweep())
+
+    async def _client(self, flow: Flow, device: Packets, egress: Egress) -> None:
+        # Locally administered, and of one service in one life: the server finds a client that has moved by it.
+        address = bytes([0x02]) + os.urandom(codec.ADDRESS - 1)
+
+        async def session(upstream: Datagrams) -> None:
+            self._context.log.info(f"{device.name} >-< {flow.target}", sid=flow.sid)
+            one = ClientSession(flow, device, upstream, self._cipher, self._period, address)
+            await first_ended(one.from_device(), one.from_server(), one.attend())
+
+        await as_client(flow, device, self._context, egress, session, RECONNECT)
+
+
+class _Server:
+    """One device, one socket, and the peers whose frames have come by it."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        device: Packets,
+        carrier: UdpSocket,
+        cipher: codec.PacketCipher | None,
+        context: HandlerContext,
+    ) -> None:
+        self._flow = flow
+        self._device = device
+        self._carrier = carrier
+        self._cipher = cipher
+        self._log = context.log
+        self._switch: Switch[tuple[Any, ...]] = Switch()
+        self._loop = asyncio.get_running_loop()
+        self._crowded = False
+
+    async def from_device(self) -> None:
+        """Send each frame to the peer that has its destination, and to all if nobody knows where that is.
+
+        # GOST: frames to addresses that are not known, and multicast, are dropped there.
+        """
+        device, switch, shapers = self._device, self._switch, self._flow.shapers
+        while batch := await device.receive():
+            if shapers is not None and shapers.up:
+                batch = within(batch, shapers.up)
+            now = self._loop.time()
+            size = 0
+            for frame in batch:
+                if len(frame) < codec.HEADER:
+                    continue
+                switch.learn(bytes(frame[6:12]), None, now)
+                peers = self._where(bytes(frame[:6]), None, now)
+                if peers:
+                    size += len(frame)
+                    if not self._send(frame, peers):
+                        await self._carrier.readiness.writable()
+            self._flow.meter.up += size
+            await asyncio.sleep(0)
+
+    def _where(self, destination: bytes, source: tuple[Any, ...] | None, now: float) -> Sequence[tuple[Any, ...]]:
+        """Return the peers that a frame goes to."""
+        if not codec.is_group(destination):
+            try:
+                peer = self._switch.find(destination, now)
+            except KeyError:
+                pass
+            else:
+                return (peer,) if peer is not None and peer != source else ()
+        return self._switch.others(source)
+
+    async def from_peers(self) -> None:
+        """Learn who is where, pass frames on to other peers, and give the device those that may be behind it."""
+        device, carrier, meter = self._device, self._carrier, self._flow.meter
+        recvfrom, shapers = carrier.sock.recvfrom, self._flow.shapers
+        while True:
+            frames: list[Buffer] = []
+            count = size = 0
+            now = self._loop.time()
+            for count in range(1, _BATCH + 1):
+                try:
+                    datagram, peer = recvfrom(65535)
+                except (BlockingIOError, InterruptedError):
+                    count -= 1
+                    break
+                except OSError:
+                    if carrier.readiness.fd < 0:
+                        return
+                    continue
+                frame = self._taken(datagram, peer, now)
+                if frame is None or (shapers is not None and shapers.down and not within((frame,), shapers.down)):
+                    continue
+                size += len(frame)
+                destination = frame[:6]
+                group = codec.is_group(destination)
+                peers = self._where(destination, peer, now)
+                if peers:
+                    self._send(frame, peers)
+                if group or self._may_be_here(destination, now):
+                    frames.append(frame)
+            if frames:
+                await device.send(frames)
+            meter.down += size
+            if count < _BATCH:
+                await carrier.readiness.readable()
+            else:
+                await asyncio.sleep(0)
+
+    async def sweep(self) -> None:
+        """Forget silent peers from time to time."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            self._switch.sweep(self._loop.time())
+
+    def _may_be_here(self, destination: bytes, now: float) -> bool:
+        try:
+            return self._switch.find(destination, now) is None
+        except KeyError:
+            return True
+
+    def _taken(self, datagram: bytes, peer: tuple[Any, ...], now: float) -> bytes | None:
+        """Return the frame in a datagram once its source is known to be at `peer`; None if it goes no further."""
+        if self._cipher is not None:
+            try:
+                datagram = self._cipher.open(datagram)
+            except ProtocolError:
+                return None
+        if len(datagram) < codec.HEADER or datagram[6] & 1:
+            return None  # nobody has the address of a group
+        new = self._switch.heard(peer, now)
+        if new is None:
+            if not self._crowded:
+                self._log.warn(f"{self._device.name}: {Endpoint.from_sockaddr(peer)} is one peer too many")
+            self._crowded = True
+            return None
+        if new:
+            self._crowded = False
+            self._log.info(f"{self._device.name}: a peer at {Endpoint.from_sockaddr(peer)}")
+        self._switch.learn(datagram[6:12], peer, now)
+        if codec.is_loop_test(datagram):
+            self._send(datagram, (peer,))
+            return None
+        return datagram
+
+    def _send(self, frame: Buffer, peers: Sequence[tuple[Any, ...]]) -> bool:
+        """Send a frame to peers, now or not at all; False if the socket is full."""
+        cipher, sendto = self._cipher, self._carrier.sock.sendto
+        # The same datagram for all: who has the key reads the frame anyway.
+        data = frame if cipher is None else cipher.seal(frame, os.urandom(cipher.salt_size))
+        for peer in peers:
+            try:
+                sendto(data, peer)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError:
+                pass  # this peer cannot be reached now, or not with a frame of this size
+        return True

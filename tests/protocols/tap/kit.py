@@ -1,0 +1,153 @@
+"""What the tests of the TAP handler share: a device in memory, and a handler that serves it on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gostnet.core.address import ANY, Endpoint
+from gostnet.core.errors import ConnError
+from gostnet.core.flow import Flow
+from gostnet.core.options import Secret
+from gostnet.core.packets import Medium, Packets
+from gostnet.core.sockets import UdpSocket, listen_udp
+from gostnet.core.stream import Buffer
+from gostnet.core.tasks import Scope
+from gostnet.pipeline.handler import HandlerContext
+from gostnet.pipeline.hop import Hop
+from gostnet.pipeline.node import Marker, Node
+from gostnet.pipeline.transport import StreamDialer, Transport
+from gostnet.protocols.tap.handler import TapHandler
+
+from ..vectors import PATIENCE, UdpPeer, router
+
+BROADCAST = b"\xff" * 6
+MULTICAST = bytes.fromhex("333300000001")
+
+
+def mac(number: int) -> bytes:
+    """Return a hardware address of one device."""
+    return b"\x02\0\0\0\0" + bytes([number])
+
+
+def frame(source: bytes, destination: bytes, payload: bytes = b"payload") -> bytes:
+    """Return a frame of an experimental type (IEEE 802)."""
+    return destination + source + b"\x88\xb5" + payload
+
+
+class MemoryDevice(Packets):
+    """A device whose kernel is the test: `put` sends a frame into it, `taken` is what came out towards the kernel."""
+
+    def __init__(self) -> None:
+        super().__init__("memory", 1420, Medium.ETHERNET)
+        self._in: asyncio.Queue[bytes] = asyncio.Queue()
+        self._out: asyncio.Queue[bytes] = asyncio.Queue()
+        self._closed = False
+        self.gone = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def check(self) -> None:
+        if self.gone:
+            raise ConnError("device memory is gone")
+
+    async def receive(self) -> Sequence[Buffer]:
+        data = await self._in.get()
+        self.check()
+        return [data] if data else []
+
+    async def send(self, batch: Sequence[Buffer]) -> None:
+        self.check()
+        for data in batch:
+            self._out.put_nowait(bytes(data))
+
+    async def aclose(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        self._closed = True
+        self._in.put_nowait(b"")
+
+    def delete(self) -> None:
+        """Let somebody else delete the device."""
+        self.gone = True
+        self._in.put_nowait(b"")
+
+    def put(self, data: bytes) -> None:
+        self._in.put_nowait(data)
+
+    async def taken(self) -> bytes:
+        """Return the next frame that came out. Raise TimeoutError."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._out.get()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the kernel has got nothing that was not taken."""
+        return self._out.empty()
+
+
+def handler(username: str = "", password: str = "", hop: Hop | None = None, **options: Any) -> TapHandler:
+    """Return a handler with a cipher and options."""
+    if "key" in options:
+        options["key"] = Secret(options["key"])
+    context = HandlerContext(service="tap", path="handler", username=username, password=Secret(password), hop=hop)
+    return TapHandler(TapHandler.Options(**options), context)
+
+
+@asynccontextmanager
+async def server(device: MemoryDevice, served: TapHandler | None = None) -> AsyncIterator[Endpoint]:
+    """Serve the device; yield the address at which peers reach it."""
+    sock = listen_udp(Endpoint("127.0.0.1", 0))
+    address = Endpoint.from_sockaddr(sock.getsockname())
+    device.carrier = UdpSocket(sock, address)
+    scope = Scope("server")
+    try:
+        one = served or handler()
+        task = scope.start(one.handle(Flow("", ANY, address, "udp"), device, router()), "server")
+        yield address
+        assert not task.done(), "the server has ended"
+    finally:
+        await scope.cancel()
+        device.carrier.abort()
+
+
+@asynccontextmanager
+async def client(
+    device: MemoryDevice, address: Endpoint, username: str = "", password: str = "", **options: Any
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Serve the device as a client of the server at `address`; yield the task."""
+    node = Node("server", address, Transport("tcp", StreamDialer()), None, Marker(1, 1.0), None)  # type: ignore[arg-type]
+    one = handler(username, password, Hop("tap", [node]), **options)
+    scope = Scope("client")
+    try:
+        yield scope.start(one.handle(Flow("", ANY, ANY, "udp"), device, router()), "client")
+    finally:
+        await scope.cancel()
+
+
+async def introduced(peer: UdpPeer, address: Endpoint, device: MemoryDevice, own: bytes) -> None:
+    """Let the server know where an address is, by a frame to nobody."""
+    hello = frame(own, mac(0xEE), b"hello from " + own)
+    await peer.send(hello, address)
+    while await device.taken() != hello:
+        pass
+
+
+def drain(peer: UdpPeer) -> None:
+    """Forget what a peer has got."""
+    while not nothing(peer):
+        pass
+
+
+def nothing(peer: UdpPeer) -> bool:
+    """Tell whether a peer has got nothing that it has not read."""
+    try:
+        peer.sock.recv(65536)
+    except BlockingIOError:
+        return True
+    return False
