@@ -167,7 +167,10 @@ class Chains:
         dialer_options = bind(stack.Options, dialer_section.metadata, f"{dialer_section.path}.metadata")
         address = parse_endpoint(section.addr, f"{section.path}.addr", default_port=0) if section.addr else ANY
         transport = stack.make(
-            dialer_options, lambda: self._parts.client_tls(dialer_section.tls, f"{dialer_section.path}.tls")
+            dialer_options,
+            lambda timeout: self._parts.client_tls(
+                dialer_section.tls, f"{dialer_section.path}.tls", handshake_timeout=timeout
+            ),
         )
         version = options.socket.proxy_protocol or hop_options.socket.proxy_protocol
         if version > 0:

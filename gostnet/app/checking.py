@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from ..config.check import report
-from ..config.finding import Finding
+from collections.abc import Iterator
+
+from ..config import schema
+from ..config.check import ordered, report
+from ..config.finding import Finding, locate
 from ..config.load import Loaded
+from ..core.options import Problem
 from .catalog import catalog
 
 UNSUPPORTED = frozenset(
@@ -26,4 +30,16 @@ UNSUPPORTED = frozenset(
 
 def check_loaded(loaded: Loaded, strict: bool = False, lenient: bool = False) -> list[Finding]:
     """Return the findings of loading and of all checks, in the order of their places. Opens nothing."""
-    return report(loaded, catalog(), strict=strict, lenient=lenient, unsupported=UNSUPPORTED)
+    found = report(loaded, catalog(), strict=strict, lenient=lenient, unsupported=UNSUPPORTED)
+    if loaded.broken:
+        return found
+    return ordered([*found, *locate(_files(loaded.config), loaded.config.positions)])
+
+
+def _files(config: schema.Config) -> Iterator[Problem]:
+    """Read the certificates that are named anywhere: some would be missed only when the first peer asks for TLS."""
+    for section in schema.walk(config):
+        if isinstance(section, schema.TLS):
+            from ..transports.tls_context import block_problems  # brings OpenSSL along, which most checks do not need
+
+            yield from block_problems(section)

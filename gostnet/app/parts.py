@@ -94,9 +94,13 @@ class Parts:
         """Return the server side of TLS. Raise ConfigError."""
         return TlsLayer.for_server(section, self._certificates, path, alpn=alpn)
 
-    def client_tls(self, section: schema.TLS | None, path: str, alpn: Sequence[str] = ()) -> Layer:
+    def client_tls(
+        self, section: schema.TLS | None, path: str, alpn: Sequence[str] = (), handshake_timeout: float = 0.0
+    ) -> Layer:
         """Return the client side of TLS. Raise ConfigError."""
-        return TlsLayer.for_client(section, path, alpn=alpn, certificates=self._certificates)
+        return TlsLayer.for_client(
+            section, path, alpn=alpn, handshake_timeout=max(0.0, handshake_timeout), certificates=self._certificates
+        )
 
     def component(self, kind: Any, name: str, path: str) -> Any:
         """Return the class behind a component's name. Raise ConfigError or Unavailable."""

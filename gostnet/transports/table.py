@@ -74,17 +74,20 @@ class NoDialOptions:
 
 @dataclass(frozen=True, slots=True)
 class DialerStack:
-    """The parts of a dialer. `tls` tells whether the node's TLS options are used."""
+    """The parts of a dialer.
+
+    tls    the node's TLS options are used; its Options have `handshake_timeout`
+    """
 
     name: str
     Options: type[Any]
     tls: bool = False
     connects: bool = True
 
-    def make(self, options: Any, tls: Callable[[], Layer]) -> Transport:
-        """Build the transport of a node. Raise ConfigError."""
+    def make(self, options: Any, tls: Callable[[float], Layer]) -> Transport:
+        """Build the transport of a node; `tls` makes the layer, its handshake bounded in seconds. Raise ConfigError."""
         dialer = StreamDialer() if self.connects else NoDialer()
-        return Transport(self.name, dialer, (tls(),) if self.tls else ())
+        return Transport(self.name, dialer, (tls(options.handshake_timeout),) if self.tls else ())
 
 
 DIALERS = (

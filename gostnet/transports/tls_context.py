@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from ..config import schema
 from ..core.errors import ConfigError
+from ..core.options import Problem
 from ..core.suggest import did_you_mean
 from .certificates import SECURITY_LEVEL, Certificates, read_authorities, read_key_pair
 
@@ -146,6 +147,25 @@ def _suite(word: str, where: str) -> str:
         suggestion = did_you_mean(word, [*CIPHER_SUITES, *_TLS13_SUITES])
         raise ConfigError(where, f"{word[:64]!r} is not the name of a cipher suite{suggestion}", code="tls")
     return name
+
+
+def block_problems(section: schema.TLS) -> Iterator[Problem]:
+    """Yield what is wrong with a TLS block and with the files that it names, which are read for that."""
+
+    def pair() -> None:
+        # That one of the two is missing is told by the check of the block itself.
+        if section.cert_file and section.key_file:
+            read_key_pair(section.cert_file, section.key_file, section.path)
+
+    def authorities() -> None:
+        if section.ca_file:
+            read_authorities(section.ca_file, section.path)
+
+    for read in (lambda: TlsOptions.of(section, section.path), pair, authorities):
+        try:
+            read()
+        except ConfigError as exc:
+            yield Problem(exc.path, exc.reason, exc.code)
 
 
 # ---- contexts ---------------------------------------------------------------------------------------
