@@ -233,7 +233,8 @@ class Service:
 
     def _record(self, flow: Flow) -> None:
         """Write the one line that says what became of a connection."""
-        if flow.target is None and flow.error is None and self.log.level > DEBUG:
+        # An association has no one target; who has neither asked for anything, such as a health check, is no news.
+        if flow.target is None and flow.error is None and not flow.connected and self.log.level > DEBUG:
             return
         fields: dict[str, Any] = {
             "client": str(flow.client),

@@ -13,6 +13,7 @@ from gostnet.core.address import Endpoint
 from gostnet.core.contracts import Policies
 from gostnet.core.egress import Egress
 from gostnet.core.flow import Flow
+from gostnet.core.log import LEVELS, Logger, NullSink
 from gostnet.core.sockets import SocketStream, connect_tcp
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import Scope, run
@@ -292,5 +293,64 @@ def test_adopt_lets_a_handler_hand_its_connections_over_and_leaves_others_alone(
             assert service.handler is handler
         assert not second.told, "a handler of another kind cannot take over"
         await stop(service, scope)
+
+    run(body())
+
+
+class Letting(Echo):
+    """Has something to let go of."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_handler_lets_go_when_it_is_replaced_and_when_the_service_ends() -> None:
+    async def body() -> None:
+        service, scope = await started()
+        first, second = Letting(), Letting()
+        for handler in (first, second):
+            service.adopt(Service("test", Listener("tcp", service.listener.source), handler, Direct()))
+        assert (first.closed, second.closed) == (1, 0)
+        await stop(service, scope)
+        assert (first.closed, second.closed) == (1, 1)
+
+    run(body())
+
+
+class Associating(Echo):
+    """Says yes without a target, as associations of datagrams do, if it is asked to."""
+
+    async def handle(self, flow: Flow, conn: Stream, egress: Egress) -> None:
+        flow.connected = await conn.receive() == b"associate"
+        await conn.send(b"done")
+
+
+class Lines(NullSink):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+
+    def write(self, line: bytes) -> None:
+        self.written.append(line)
+
+
+def test_an_association_is_recorded_and_a_look_is_not() -> None:
+    async def body() -> None:
+        service, scope = await started()
+        lines = Lines()
+        log = Logger(lines, LEVELS["info"])
+        service.adopt(Service("test", Listener("tcp", service.listener.source), Associating(), Direct(), log=log))
+        for question in (b"look", b"associate"):
+            stream = await client(service)
+            assert await ask(stream, question) == b"done"
+            assert await stream.receive() == b""
+            stream.abort()
+        await stop(service, scope)
+        assert len([line for line in lines.written if b">-<" in line]) == 1
 
     run(body())
