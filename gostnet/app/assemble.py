@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..config import schema
-from ..config.common_options import ServiceOptions
+from ..config.common_options import HandlerOptions, ServiceOptions
 from ..core.address import ANY, parse_endpoint
 from ..core.contracts import Authenticator, Policies, RateLimiter, Resolver, TrafficLimiter
-from ..core.errors import ConfigError, Unavailable
+from ..core.errors import ConfigError
 from ..core.log import LEVELS, Logger, open_sink
 from ..core.options import Secret
 from ..core.packets import Packets
@@ -25,6 +26,11 @@ from ..pipeline.service import Service
 from ..pipeline.transport import Listener, ListenerContext
 from ..policies import auth
 from ..policies.build import Build, build_authers, build_climiters, build_limiters, build_rlimiters
+from ..policies.build_books import build_observers, build_quotas, build_recorders, uses_of
+from ..policies.observer import Reporter
+from ..policies.quota import Quota
+from ..policies.recorders import Records
+from ..policies.stats import Reading, ServiceBooks
 from ..transports.proxy_protocol import ProxyProtocol
 from .chains import Chains
 from .dialing import dial_options
@@ -80,8 +86,15 @@ class Assembler:
         self._limiters = build_limiters(config, build)
         self._climiters = build_climiters(config, build)
         self._rlimiters = build_rlimiters(config, build)
+        self._previous = previous
+        self._quotas = build_quotas(config, build, previous.build.quotas if previous else {})
+        self._recorders = build_recorders(config, build, previous.build.recorders if previous else {})
+        self._observers = build_observers(config, build)
         parts.make_resolvers(self._chains.way)
-        for problem in build.problems:
+        self._refuse_problems()
+
+    def _refuse_problems(self) -> None:
+        for problem in self._parts.build.problems:
             if problem.severity == "error":
                 raise ConfigError(problem.path, problem.message, code=problem.code)
 
@@ -97,6 +110,7 @@ class Assembler:
                 raise ConfigError(f"{section.path}.name", f"{section.name!r} is used twice", code="duplicate")
             services[section.name] = self._service(section)
             identity[section.name] = _identity(section, self._config)
+        self._refuse_problems()
         chains = self._chains
         return Assembly(services, identity, self._log, self._parts.build, chains.nodes, self._hooks, chains.probes)
 
@@ -120,7 +134,6 @@ class Assembler:
 
     # ---- services ------------------------------------------------------------------------------
     def _service(self, section: schema.Service) -> Service:
-        self._refuse_unbuilt(section)
         handler_section = section.handler or schema.Handler(path=f"{section.path}.handler")
         listener_section = section.listener or schema.Listener(path=f"{section.path}.listener")
         options = bind(ServiceOptions, section.metadata, f"{section.path}.metadata")
@@ -128,6 +141,8 @@ class Assembler:
         log = self._logger_of(section).bind(
             kind="service", service=section.name, listener=listener_section.kind, handler=handler_section.kind
         )
+        if options.labels:
+            log = log.bind(labels=options.labels)
         listener = self._listener(section, listener_section, options, log)
         handler_class = self._parts.component("handler", handler_section.kind, handler_section.path)
         if not issubclass(listener.source.yields, handler_class.accepts):
@@ -138,7 +153,8 @@ class Assembler:
                 f" which yields {shape}",
                 code="config.mismatch",
             )
-        router = self._router(section, handler_section, options, log)
+        records = self._records(section, options)
+        router = self._router(section, handler_section, options, records, log)
         addresses: dict[Node, tuple[str, str]] = {}
         requests = self._rate_limiter(section)
         ciphered = handler_section.kind in ("tap",)  # there `auth` is no user's
@@ -167,20 +183,74 @@ class Assembler:
             listener,
             handler,
             router,
-            self._accept_policies(section, listener, requests),
+            self._accept_policies(section, listener, requests, self._books(section, options, listener, records)),
             log,
             options.engine,
         )
 
-    def _refuse_unbuilt(self, section: schema.Service) -> None:
-        """Refuse what would silently not hold: limits that are configured must limit."""
-        if section.quotas:
-            raise Unavailable(f"{section.path}.quotas: not available in this version")
-
     def _rate_limiter(self, section: schema.Service) -> RateLimiter | None:
         return self._parts.named(self._rlimiters, section.rlimiter, f"{section.path}.rlimiter", "rlimiter")
 
-    def _accept_policies(self, section: schema.Service, listener: Listener, requests: RateLimiter | None) -> Policies:
+    def _records(self, section: schema.Service, options: ServiceOptions) -> Records | None:
+        for item in section.recorders:
+            self._parts.named(self._recorders, item.name, f"{item.path}.name", "recorder")
+        uses = uses_of(section.recorders, self._recorders, self._parts.build)
+        return Records(section.name, uses, options.labels) if uses else None
+
+    def _books(
+        self, section: schema.Service, options: ServiceOptions, listener: Listener, records: Records | None
+    ) -> ServiceBooks | None:
+        """Return what keeps the service's books, None where nobody would read them."""
+        build = self._parts.build
+        quotas = self._quotas_of(section)
+        by_service = self._reporter(section.observer, f"{section.path}.observer", options.observer_period, states=True)
+        handler = section.handler
+        by_client = None
+        reset_clients = False
+        if handler is not None and handler.observer:
+            common = bind(HandlerOptions, handler.metadata, f"{handler.path}.metadata")
+            by_client = self._reporter(handler.observer, f"{handler.path}.observer", common.observer_period)
+            reset_clients = common.observer_reset_traffic
+        if not (records or quotas or options.enable_stats or by_service or by_client):
+            return None
+        before = self._previous.services.get(section.name) if self._previous else None
+        known = before.policies.books if before is not None else None
+        reporters = [reporter for reporter in (by_service, by_client) if reporter is not None]
+        books = ServiceBooks(
+            section.name,
+            records=records,
+            quotas=quotas,
+            by_client=options.enable_stats or by_client is not None,
+            reporters=reporters,
+            layered=bool(listener.layers),
+            before=known if isinstance(known, ServiceBooks) else None,
+        )
+        if by_service is not None and options.enable_stats:
+            by_service.collect = partial(books.service_events, Reading(options.observer_reset_traffic))
+        if by_client is not None:
+            by_client.collect = partial(books.client_events, Reading(reset_clients))
+        build.reporters += reporters
+        build.reloaders += [books, *reporters]
+        return books
+
+    def _quotas_of(self, section: schema.Service) -> list[Quota]:
+        names = {name.strip(): f"{section.path}.quotas[{index}]" for index, name in enumerate(section.quotas)}
+        found = (self._parts.named(self._quotas, name, path, "quota") for name, path in names.items())
+        return [quota for quota in found if quota is not None]
+
+    def _reporter(self, name: str, path: str, period: float, *, states: bool = False) -> Reporter | None:
+        observer = self._parts.named(self._observers, name, path, "observer")
+        if observer is None:
+            return None
+        return Reporter(observer, period=period, states=states, report=self._parts.log.warn)
+
+    def _accept_policies(
+        self,
+        section: schema.Service,
+        listener: Listener,
+        requests: RateLimiter | None,
+        books: ServiceBooks | None,
+    ) -> Policies:
         admissions = self._parts.all_named(
             self._parts.admissions,
             section.admission,
@@ -194,7 +264,7 @@ class Assembler:
             # GOST: tun and tap do not ask; their one connection is no request, and refusing it would never end.
             self._parts.log.warn(f"{section.path}.rlimiter has no meaning for a device")
             requests = None
-        return Policies(tuple(admissions), limiter, requests)
+        return Policies(tuple(admissions), limiter, requests, books.quotas if books is not None else (), books)
 
     def _listener(
         self, section: schema.Service, listener: schema.Listener, options: ServiceOptions, log: Logger
@@ -223,7 +293,12 @@ class Assembler:
         return made
 
     def _router(
-        self, section: schema.Service, handler: schema.Handler, options: ServiceOptions, log: Logger
+        self,
+        section: schema.Service,
+        handler: schema.Handler,
+        options: ServiceOptions,
+        records: Records | None,
+        log: Logger,
     ) -> ServiceRouter:
         interface = options.socket.interface or section.interface
         mark = options.socket.so_mark or (section.sockopts.mark if section.sockopts else 0)
@@ -250,6 +325,7 @@ class Assembler:
             retries=handler.retries,
             timeout=options.dial_timeout if options.dial_timeout > 0 else 15.0,
             traffic=traffic,
+            dials=records if records is not None and records.dials else None,
             log=log,
         )
 

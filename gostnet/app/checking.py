@@ -11,9 +11,14 @@ from ..config.load import Loaded
 from ..core.options import Problem
 from .catalog import catalog
 
+PLUGGABLE = (
+    *("Admission", "Auther", "Bypass", "Hop", "Hosts", "Ingress", "Limiter", "Resolver", "Rewriter", "Router", "SD"),
+)
+"""Sections whose plugins are not asked; those of recorders and observers are."""
+
 UNSUPPORTED = frozenset(
     (
-        "*.plugin",
+        *(f"{owner}.plugin" for owner in PLUGGABLE),
         "*.redis",
         "ForwardNode.auth",
         "ForwardNode.http",
@@ -22,7 +27,6 @@ UNSUPPORTED = frozenset(
         "Hop.http",
         "Node.http",
         "Node.tls",
-        "Service.quotas",
     )
 )
 """Fields of the schema that would change where traffic goes, or bound it, and that this version does not act upon."""

@@ -158,9 +158,9 @@ class Daemon:
         for probe in assembly.probes:
             self._loading.start(probe.run(), probe.name)
 
-    async def _stop_loading(self, assembly: Assembly) -> None:
+    async def _stop_loading(self, assembly: Assembly, successor: Assembly | None = None) -> None:
         await self._loading.cancel()
-        assembly.build.close()
+        await assembly.build.aclose(successor.build if successor is not None else None)
 
     def _serve(self, service: Service, scope: Scope) -> None:
         self._running[service.name] = _Running(service, scope.start(self._keep_serving(service), service.name))
@@ -225,9 +225,13 @@ class Daemon:
                 log.error("reload: the configuration has errors; the old one stays")
                 return
             fresh = self._assemble(loaded)
-            for reloader in fresh.build.reloaders:
-                await reloader.load()
-            await self._change_over(fresh, scope)
+            try:
+                for reloader in fresh.build.reloaders:
+                    await reloader.load()
+                await self._change_over(fresh, scope)
+            except BaseException:
+                fresh.build.close()
+                raise
         except GostnetError as exc:
             log.error(f"reload: {_with_hint(exc)}; the old configuration stays")
             return
@@ -281,7 +285,7 @@ class Daemon:
         for service in opened:
             await run_hooks("post-up", fresh.hooks[service.name].post_up, service.log)
             self._serve(service, scope)
-        await self._stop_loading(old)
+        await self._stop_loading(old, fresh)
         self._keep_loading(fresh)
         old_log, self._assembly = old.log, fresh
         if old_log.sink is not fresh.log.sink:

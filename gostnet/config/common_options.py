@@ -80,6 +80,21 @@ class ServiceOptions:
 class HandlerOptions:
     """Keys of every handler's metadata."""
 
+    observer_period: Seconds = opt(
+        5.0,
+        "Period of reports on clients to the handler's observer, at least 1s.",
+        key="observer.period",
+        aliases=("observePeriod", "observer.observePeriod"),
+    )
+    observer_reset_traffic: bool = opt(
+        False, "Report the bytes of clients since the last report instead of all.", key="observer.resetTraffic"
+    )
+    limiter_refresh_interval: Seconds = opt(
+        30.0, "Accepted for compatibility; limits change when they are loaded.", key="limiter.refreshInterval"
+    )
+    limiter_cleanup_interval: Seconds = opt(
+        60.0, "Accepted for compatibility; unused limits are dropped at once.", key="limiter.cleanupInterval"
+    )
     skip_auth: CommaList = opt([], "Clients (addresses or networks) that need no credentials.", key="skipauth")
     cache_ttl: Seconds = opt(0.0, "How long a response may be cached.", key="cache.ttl")
     cache_serve_stale: bool = opt(False, "Serve expired responses when the origin fails.", key="cache.serveStale")

@@ -99,6 +99,17 @@ class Books(Protocol):
         """Note a change of the service's state."""
 
 
+class Dials(Protocol):
+    """Records where connections go."""
+
+    def dialling(self, flow: Flow, target: Endpoint) -> None: ...
+
+    def failed(self, flow: Flow, target: Endpoint) -> None: ...
+
+    def reached(self, flow: Flow, target: Endpoint, local: Endpoint, remote: Endpoint) -> None:
+        """`local` and `remote` are the ends of what was opened: with a chain, of the connection to its first node."""
+
+
 class TrafficLimiter(Protocol):
     """Bounds bandwidth; the verdict is data on the flow."""
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from .address import ANY, Endpoint
 
@@ -30,7 +30,10 @@ class Shaper(Protocol):
     """A traffic limit of one direction, shared by whoever it is configured for."""
 
     def take(self, wanted: int) -> int:
-        """Return how many bytes may move now, 0..wanted, and count them as moved."""
+        """Return how many bytes may move now, 0..wanted, and count them as moved.
+
+        Raise PolicyDenied to end the flow: the quota that it counts is used up.
+        """
 
     def give_back(self, unused: int) -> None:
         """Return bytes that `take` granted and that did not move."""
@@ -41,10 +44,14 @@ class Shaper(Protocol):
 
 @dataclass(slots=True)
 class Shapers:
-    """The limits that hold for one flow, per direction."""
+    """The limits that hold for one flow, per direction.
+
+    complete   the router has put its limits on the flow; before, there may be the service's quotas only
+    """
 
     up: list[Shaper] = field(default_factory=list)
     down: list[Shaper] = field(default_factory=list)
+    complete: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.up or self.down)
@@ -75,6 +82,20 @@ class Sniffed:
     body: bytes = b""
 
 
+@dataclass(slots=True)
+class Details:
+    """What handlers and the router tell for the record of a flow; only there where somebody records.
+
+    fields     what the flow's own record gets besides what the flow knows, by the names of GOST's record
+    emit       writes a record for a part of the flow (one HTTP request, one DNS query) with these fields
+    emitted    parts that have their record: the flow then has none of its own
+    """
+
+    emit: Callable[[Mapping[str, Any]], None]
+    fields: dict[str, Any] = field(default_factory=dict)
+    emitted: int = 0
+
+
 Tap: TypeAlias = Callable[[bytes, bool], None]
 """Sees every chunk: (data, True if it goes from client to target). A tap forces the copy engine."""
 
@@ -103,6 +124,7 @@ class Flow:
     started    when it was accepted (time.monotonic)
     connected  the upstream was open and the client knew: what fails later is an end, not a refusal
     packets    datagrams passed, both ways together
+    details    what goes into records besides, None where nobody records
     sniffed    what the client's first bytes say, None where nobody looked or nothing was recognised
     host       the name that was sniffed, for logs
     engine     how its bytes are moved: what is asked for before the relay, what does it then ("copy: tls")
@@ -113,6 +135,7 @@ class Flow:
         "_sid",
         "client",
         "connected",
+        "details",
         "engine",
         "error",
         "hash",
@@ -163,6 +186,7 @@ class Flow:
         self.error: BaseException | None = None
         self.reason = ""
         self.packets = 0
+        self.details: Details | None = None
         self.engine = "auto"
         self.connected = False
 

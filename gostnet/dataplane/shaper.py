@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from ..core.errors import PolicyDenied
 from ..core.flow import Shaper
 
 
 def grant(shapers: Sequence[Shaper], wanted: int) -> int:
-    """Return how many of `wanted` bytes all of `shapers` let through now; they are counted as moved."""
+    """Return how many of `wanted` bytes all of `shapers` let through now; they are counted as moved.
+
+    Raise what one of them raises to end the flow (PolicyDenied); nothing is counted then.
+    """
     allowed = wanted
     for index, shaper in enumerate(shapers):
-        got = shaper.take(allowed)
+        try:
+            got = shaper.take(allowed)
+        except PolicyDenied:
+            give_back(shapers[:index], allowed)
+            raise
         if got < allowed:
             for earlier in shapers[:index]:
                 earlier.give_back(allowed - got)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from ..core.address import ANY, Endpoint
-from ..core.contracts import Bypass, Hosts, Resolver, TrafficLimiter
+from ..core.contracts import Bypass, Dials, Hosts, Resolver, TrafficLimiter
 from ..core.datagrams import Datagrams
 from ..core.egress import Egress
 from ..core.errors import BypassDenied, DialRefused, DialTimeout, GostnetError, NoRoute, PolicyDenied, UpstreamRejected
@@ -24,6 +24,7 @@ from .names import AnyPeer, Renamed, addresses_of, associate_any
 from .race import connect_any
 
 T = TypeVar("T")
+W = TypeVar("W", Stream, Datagrams)
 
 _FINAL = (DialRefused, UpstreamRejected, NoRoute)
 
@@ -38,6 +39,7 @@ class ServiceRouter:
     timeout    seconds for one attempt: all hops, handshakes and the final connect
     traffic    bandwidth limits, put on each flow as data
     selective  which way a flow takes depends on more than its target: an open connection is not for everybody
+    dials      told of every target, None where nobody records them
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ServiceRouter:
         retries: int = 0,
         timeout: float = 15.0,
         traffic: Sequence[TrafficLimiter] = (),
+        dials: Dials | None = None,
         log: Logger | None = None,
     ) -> None:
         self.direct = direct
@@ -61,8 +64,9 @@ class ServiceRouter:
         self.retries = max(0, retries)
         self.timeout = timeout
         self.traffic = tuple(traffic)
+        self.dials = dials
         self._log = log or quiet()
-        self._plain = chains is None and hosts is None and resolver is None and not self.retries
+        self._plain = dials is None and chains is None and hosts is None and resolver is None and not self.retries
         self.selective = chains is not None and chains.selective
         # Where the way out looks names up by itself, the bypass must see what it finds.
         self._system = direct.resolver if bypass is not None and isinstance(direct, Direct) else None
@@ -73,7 +77,7 @@ class ServiceRouter:
         if self.bypass is not None:
             self._refuse_bypassed(flow, target)
         if self.traffic:
-            self._shape(flow)
+            self.shape(flow)
         if self._plain and (self._system is None or target.ip is not None):
             # Nothing to look up, choose or repeat: the common case of a proxy without a chain.
             try:
@@ -81,21 +85,32 @@ class ServiceRouter:
                     return await self.direct.connect(flow, target)
             except TimeoutError as exc:
                 raise DialTimeout(f"{target}: no answer within {self.timeout:g}s") from exc
+        if self.dials is not None:
+            return await self._told(flow, target, self._connect)
+        return await self._attempts(flow, target, _CONNECT)
+
+    async def _connect(self, flow: Flow, target: Endpoint) -> Stream:
         return await self._attempts(flow, target, _CONNECT)
 
     async def associate(self, flow: Flow, target: Endpoint | None) -> Datagrams:
         """Open an association. With any peer allowed (`target` None), `permits` tells which peers are bypassed."""
         flow.network = "udp"
-        self._shape(flow)
+        self.shape(flow)
         if target is not None:
             flow.target = target
             self._refuse_bypassed(flow, target)
+            if self.dials is not None:
+                return await self._told(flow, target, self._associate)
+            return await self._associate(flow, target)
         found = await self._attempts(flow, target, _ASSOCIATE)
-        if target is None and isinstance(found, AnyPeer):
+        if isinstance(found, AnyPeer):
             # It goes out from here, so names are for us to look up, as the service says, and to judge.
             named = self.hosts is not None or self.resolver is not None
             found.use(self._look_up if named else None, self._permits_address if self.bypass is not None else None)
         return found
+
+    async def _associate(self, flow: Flow, target: Endpoint) -> Datagrams:
+        return await self._attempts(flow, target, _ASSOCIATE)
 
     async def _look_up(self, host: str) -> Sequence[str]:
         """Return the addresses of a datagram's peer, as the service's hosts, resolver, or the system know them."""
@@ -111,7 +126,7 @@ class ServiceRouter:
         """Decide about `target` as `connect` does, for who uses an open connection again. Raise BypassDenied."""
         flow.target = target
         self._refuse_bypassed(flow, target)
-        self._shape(flow)
+        self.shape(flow)
 
     def straight(self, flow: Flow, target: Endpoint) -> Egress | None:
         """Decide about `target` as `connect` does; return the direct way out, None if nodes lie between.
@@ -126,12 +141,29 @@ class ServiceRouter:
         """Tell whether datagrams of an association may go to, or come from, `peer`."""
         return self.bypass is None or not self.bypass.contains("udp", peer)
 
-    def _shape(self, flow: Flow) -> None:
-        """Put the traffic limits on the flow: here, because the client id is known by now."""
-        if self.traffic and flow.shapers is None:
+    def shape(self, flow: Flow) -> None:
+        """Put the traffic limits on the flow, once: here, because the client id is known by now."""
+        if not self.traffic:
+            return
+        shapers = flow.shapers
+        if shapers is None:
             shapers = flow.shapers = Shapers()
+        if not shapers.complete:
+            shapers.complete = True
             for limiter in self.traffic:
                 limiter.shape(flow, shapers)
+
+    async def _told(self, flow: Flow, target: Endpoint, reach: Callable[[Flow, Endpoint], Awaitable[W]]) -> W:
+        """Reach a target, and tell those who record it what became of it."""
+        assert self.dials is not None
+        self.dials.dialling(flow, target)
+        try:
+            way = await reach(flow, target)
+        except GostnetError:
+            self.dials.failed(flow, target)
+            raise
+        self.dials.reached(flow, target, way.local, way.remote if isinstance(way, Stream) else target)
+        return way
 
     def _refuse_bypassed(self, flow: Flow, target: Endpoint) -> None:
         if self.bypass is not None and self.bypass.contains(flow.network, target):

@@ -6,12 +6,14 @@ made of what is left, for checks, and must not be run. References between object
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
+from ..config import schema
 from ..config.schema import (
     Admission,
     Auther,
@@ -31,6 +33,7 @@ from ..core.egress import Egress
 from ..core.errors import ConfigError
 from ..core.options import Problem
 from ..core.sockets import PLAIN, DialOptions
+from ..core.tasks import in_thread
 from . import auth, hosts, limits, traffic
 from .admission import AddressAdmission, compile_clients
 from .bucket import Clock
@@ -38,13 +41,30 @@ from .bypass import PatternBypass, check_network, compile_patterns
 from .entries import Clean, Entry, inline, strip_comment, strip_leading_comment
 from .loader import FileSource, HTTPSource, Reloader, Report, Source
 from .nameserver import TIMEOUT, NameServer, parse_family, parse_path, parse_server, parse_subnet
+from .observer import Reporter
+from .quota import Quota
+from .recorders import Recorder
 from .resolver import DNSResolver
 from .threads import Threads
 
 T = TypeVar("T")
+D = TypeVar("D")
 R_contra = TypeVar("R_contra", contravariant=True)
 
 LOADER_THREADS: Final = 4
+FINISH: Final = 2.0
+"""Seconds that observers and recorders have at the end."""
+
+
+class Attended(Protocol):
+    """Something with work beside the services."""
+
+    async def load(self) -> bool:
+        """Do what must be done before services begin; return whether it is complete."""
+
+    async def run(self) -> None:
+        """Do the rest, until cancelled or until there is none."""
+
 
 Ways = Callable[[str, str], Egress]
 """Takes the name of a chain ("" for none) and the path of the reference; raises ConfigError if there is no such one."""
@@ -61,6 +81,8 @@ class Build:
     https      the same with HTTP/2 on offer, for those that are asked by HTTPS
     problems   what is wrong with the configuration
     reloaders  await `load()` of each before the services start, then run `run()` of each as a task
+    quotas, recorders   by name, recorders with their sections: what the next configuration takes over
+    reporters  report a last time at the end
     """
 
     resolver: contracts.Resolver | None = None
@@ -70,18 +92,35 @@ class Build:
     https: contracts.Layer | None = None
     clock: Clock = time.monotonic
     problems: list[Problem] = field(default_factory=list)
-    reloaders: list[Reloader[object]] = field(default_factory=list)
+    reloaders: list[Attended] = field(default_factory=list)
+    quotas: dict[str, Quota] = field(default_factory=dict)
+    recorders: dict[str, tuple[schema.Recorder, Recorder]] = field(default_factory=dict)
+    reporters: list[Reporter] = field(default_factory=list)
     threads: Threads = field(default_factory=lambda: Threads("loader", LOADER_THREADS))
 
     def close(self) -> None:
         """Let the loaders' threads end."""
         self.threads.close()
 
+    async def aclose(self, successor: Build | None = None) -> None:
+        """Report and write what is left, for at most `FINISH` seconds, but not what `successor` has taken over."""
+        try:
+            async with asyncio.timeout(FINISH):
+                for reporter in self.reporters:
+                    await reporter.finish()
+        except TimeoutError:
+            pass
+        kept = [] if successor is None else [recorder for _, recorder in successor.recorders.values()]
+        for _, recorder in self.recorders.values():
+            if recorder not in kept:
+                await in_thread(recorder.close, FINISH)
+        self.close()
+
     def note(self, error: ConfigError) -> None:
         """Gather an error."""
         self.problems.append(Problem(error.path, error.reason, error.code))
 
-    def attempt(self, make: Callable[[], T], otherwise: T) -> T:
+    def attempt(self, make: Callable[[], T], otherwise: D) -> T | D:
         """Return what `make` makes, or `otherwise` if that is a ConfigError."""
         try:
             return make()
@@ -115,7 +154,7 @@ class _Named(Protocol):
 N = TypeVar("N", bound=_Named)
 
 
-def _named(sections: Sequence[N]) -> Iterator[N]:
+def named_sections(sections: Sequence[N]) -> Iterator[N]:
     """Yield the sections that something can refer to; of equal names the first."""
     seen = set()
     for section in sections:
@@ -124,7 +163,8 @@ def _named(sections: Sequence[N]) -> Iterator[N]:
             yield section
 
 
-def _unavailable(what: str) -> str:
+def unavailable(what: str) -> str:
+    """Return the message for what this version does not build."""
     return f"{what} is not available in this version"
 
 
@@ -132,9 +172,9 @@ def _sources(section: _Loadable, build: Build) -> list[Source]:
     """Return file and URL of a section; an empty one is none, as in GOST."""
     path = section.path
     if section.plugin is not None:
-        build.note(ConfigError(f"{path}.plugin", _unavailable("a plugin"), code="unavailable"))
+        build.note(ConfigError(f"{path}.plugin", unavailable("a plugin"), code="unavailable"))
     if section.redis is not None:
-        build.note(ConfigError(f"{path}.redis", _unavailable("a Redis loader"), code="unavailable"))
+        build.note(ConfigError(f"{path}.redis", unavailable("a Redis loader"), code="unavailable"))
     sources: list[Source] = []
     if section.file is not None and section.file.path_:
         sources.append(FileSource(section.file.path_))
@@ -171,13 +211,13 @@ def _watch(
             settle=settle,
             report=build.report,
         )
-        build.reloaders.append(reloader)  # type: ignore[arg-type]  # nobody puts a table in from outside
+        build.reloaders.append(reloader)
 
 
 # ---- admissions, bypasses -----------------------------------------------------------------------
 def build_admissions(config: Config, build: Build) -> dict[str, AddressAdmission]:
     """Return the admissions by name."""
-    return {section.name: _admission(section, build) for section in _named(config.admissions)}
+    return {section.name: _admission(section, build) for section in named_sections(config.admissions)}
 
 
 def _admission(section: Admission, build: Build) -> AddressAdmission:
@@ -203,7 +243,7 @@ def _admission(section: Admission, build: Build) -> AddressAdmission:
 
 def build_bypasses(config: Config, build: Build) -> dict[str, PatternBypass]:
     """Return the bypasses by name."""
-    return {section.name: _bypass(section, build) for section in _named(config.bypasses)}
+    return {section.name: _bypass(section, build) for section in named_sections(config.bypasses)}
 
 
 def _bypass(section: Bypass, build: Build) -> PatternBypass:
@@ -219,7 +259,7 @@ def _bypass(section: Bypass, build: Build) -> PatternBypass:
 # ---- authers ------------------------------------------------------------------------------------
 def build_authers(config: Config, build: Build) -> dict[str, auth.StaticAuthenticator]:
     """Return the authenticators by name."""
-    return {section.name: _auther(section, build) for section in _named(config.authers)}
+    return {section.name: _auther(section, build) for section in named_sections(config.authers)}
 
 
 def _auther(section: Auther, build: Build) -> auth.StaticAuthenticator:
@@ -239,7 +279,7 @@ def _auther(section: Auther, build: Build) -> auth.StaticAuthenticator:
 # ---- hosts, resolvers ---------------------------------------------------------------------------
 def build_hosts(config: Config, build: Build) -> dict[str, hosts.StaticHosts]:
     """Return the tables of names by name."""
-    return {section.name: _hosts(section, build) for section in _named(config.hosts)}
+    return {section.name: _hosts(section, build) for section in named_sections(config.hosts)}
 
 
 def _hosts(section: Hosts, build: Build) -> hosts.StaticHosts:
@@ -260,12 +300,12 @@ def _hosts(section: Hosts, build: Build) -> hosts.StaticHosts:
 
 def build_resolvers(config: Config, build: Build, ways: Ways) -> dict[str, DNSResolver]:
     """Return the resolvers by name; `ways` gives the egress of each server's chain."""
-    return {section.name: _resolver(section, build, ways) for section in _named(config.resolvers)}
+    return {section.name: _resolver(section, build, ways) for section in named_sections(config.resolvers)}
 
 
 def _resolver(section: Resolver, build: Build, ways: Ways) -> DNSResolver:
     if section.plugin is not None:
-        build.note(ConfigError(f"{section.path}.plugin", _unavailable("a plugin"), code="unavailable"))
+        build.note(ConfigError(f"{section.path}.plugin", unavailable("a plugin"), code="unavailable"))
     servers = [server for server in section.nameservers if server.addr.strip()]
     made = [_server(server, build, ways) for server in servers]
     if not servers and section.plugin is None:
@@ -329,7 +369,7 @@ def _limiters(
     make: Callable[[T], L],
 ) -> dict[str, L]:
     made = {}
-    for section in _named(sections):
+    for section in named_sections(sections):
         entries = _limits(section)
         rules, problems = compile(entries)
         build.problems += problems

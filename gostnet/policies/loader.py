@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import os
-import socket
 import stat
 import time
 import urllib.error
@@ -16,13 +15,14 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from ..core.errors import ConfigError, GostnetError
 from ..core.options import Problem
-from ..core.sockets import PLAIN, DialOptions, make_socket
+from ..core.sockets import PLAIN, DialOptions
 from .entries import Clean, Entry, lines, strip_comment
+from .post import Dial, connection, dial_any
 from .threads import Busy, Threads
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class HTTPSource:
         self._url = url
         self.timeout = timeout if timeout > 0 else HTTP_TIMEOUT
         self.name = f"url {parts._replace(netloc=parts.netloc.rpartition('@')[2], query='', fragment='').geturl()}"
-        dial = partial(_dial, options)
+        dial = partial(dial_any, options)
         self._opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler(),
@@ -150,53 +150,22 @@ class HTTPSource:
         return b"".join(pieces)
 
 
-_Dial = Callable[..., socket.socket]
-
-
 class _PlainHandler(urllib.request.HTTPHandler):
-    def __init__(self, dial: _Dial) -> None:
+    def __init__(self, dial: Dial) -> None:
         super().__init__()
         self._dial = dial
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(partial(_connection, http.client.HTTPConnection, self._dial), request)
+        return self.do_open(partial(connection, http.client.HTTPConnection, self._dial), request)
 
 
 class _TLSHandler(urllib.request.HTTPSHandler):
-    def __init__(self, dial: _Dial) -> None:
+    def __init__(self, dial: Dial) -> None:
         super().__init__()
         self._dial = dial
 
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(partial(_connection, http.client.HTTPSConnection, self._dial), request)
-
-
-def _connection(kind: type[http.client.HTTPConnection], dial: _Dial, host: str, **options: Any) -> Any:
-    connection = kind(host, **options)
-    # The library's own hook for another way to connect: it is what its tests replace.
-    connection._create_connection = dial  # type: ignore[attr-defined]
-    return connection
-
-
-def _dial(
-    options: DialOptions, address: tuple[str, int], timeout: float | None = None, source: object = None
-) -> socket.socket:
-    """Connect to the first address of a name that answers, with the mark and interface of `options`."""
-    error: OSError | None = None
-    for family, kind, proto, _, sockaddr in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
-        sock = make_socket(family, kind, options.netns, proto)
-        try:
-            sock.settimeout(timeout)
-            options.apply(sock, str(sockaddr[0]))
-            sock.connect(sockaddr)
-            return sock
-        except OSError as exc:
-            sock.close()
-            error = exc
-        except BaseException:
-            sock.close()
-            raise
-    raise error or OSError(f"{address[0]} has no address")
+        return self.do_open(partial(connection, http.client.HTTPSConnection, self._dial), request)
 
 
 class _Kept:

@@ -15,7 +15,7 @@ from ...core.contracts import Handler
 from ...core.datagrams import Datagrams
 from ...core.egress import Egress
 from ...core.errors import GostnetError
-from ...core.flow import Flow, Shapers
+from ...core.flow import Flow
 from ...core.options import Bytes, Seconds, Secret, opt
 from ...core.packets import Packets
 from ...core.registry import component
@@ -92,11 +92,8 @@ class TunHandler:
             await self._client(flow, conn, egress)
             return
         assert isinstance(conn.carrier, UdpSocket)
-        if isinstance(egress, ServiceRouter) and egress.traffic:
-            # No way out is asked for, so nobody else puts the limits on the flow.
-            flow.shapers = Shapers()
-            for limiter in egress.traffic:
-                limiter.shape(flow, flow.shapers)
+        if isinstance(egress, ServiceRouter):
+            egress.shape(flow)  # no way out is asked for, so nobody else does
         self._server = server = PeerServer(
             flow,
             conn,

@@ -1,0 +1,439 @@
+"""Recorders: where records go, and what they look like. Rows W01-W05.
+
+Writing is a thread's business: a connection only puts its record into a queue. A queue that is full drops what comes.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final, Protocol
+
+from ..core.address import Endpoint
+from ..core.errors import GostnetError
+from ..core.flow import Details, Flow
+from ..core.sockets import PLAIN, DialOptions
+from .post import TIMEOUT, Poster, PostError, dial_any
+
+QUEUE: Final = 8192
+"""Records that may wait: some megabytes, and some seconds of a slow receiver on a busy host."""
+_BATCH: Final = 256
+_MEGABYTE: Final = 1 << 20
+_STAMP: Final = "%Y-%m-%dT%H-%M-%S"
+
+CLIENT: Final = "recorder.service.client.address"
+DIAL: Final = "recorder.service.router.dial.address"
+DIAL_ERROR: Final = "recorder.service.router.dial.address.error"
+HANDLER: Final = "recorder.service.handler"
+BUILT: Final = (CLIENT, DIAL, DIAL_ERROR, HANDLER)
+"""What can be recorded."""
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The bytes of a record, and the metadata of who wants it, for plugins."""
+
+    data: bytes
+    metadata: Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """Takes records, in a thread of its own. What cannot be written raises OSError or PostError, and is lost."""
+
+    def write(self, records: Sequence[Record]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Recorder:
+    """A recorder of a name. All services that name it share its queue and its thread.
+
+    dropped    records that found the queue full
+    """
+
+    def __init__(self, name: str, sink: Sink, report: Report | None = None, limit: int = QUEUE) -> None:
+        self.name = name
+        self.dropped = 0
+        self.written = 0
+        self._sink = sink
+        self._limit = limit
+        self._report = report or (lambda _: None)
+        self._queue: SimpleQueue[Record | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._told_dropped = 0
+
+    def put(self, record: Record) -> None:
+        """Queue a record. Never blocks."""
+        if self._closed or self._queue.qsize() >= self._limit:
+            self.dropped += 1
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"recorder {self.name}", daemon=True)
+            self._thread.start()
+        self._queue.put(record)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write what is queued, wait for it at most `timeout` seconds, and take nothing any more. Blocks."""
+        self._closed = True
+        if self._thread is None:
+            self._sink.close()
+            return
+        self._queue.put(None)
+        self._thread.join(timeout)
+        left = self._queue.qsize()
+        if self._thread.is_alive() and left:
+            self._report(f"recorder {self.name}: {left} records are lost at the end")
+
+    def _run(self) -> None:
+        queue = self._queue
+        ended = False
+        failing = False
+        while not ended:
+            batch: list[Record] = []
+            item = queue.get()
+            while item is not None:
+                batch.append(item)
+                if len(batch) >= _BATCH or queue.empty():
+                    break
+                item = queue.get()
+            ended = item is None
+            if not batch:
+                continue
+            try:
+                self._sink.write(batch)
+            except (OSError, GostnetError) as exc:
+                if not failing:
+                    self._report(f"recorder {self.name}: {exc}; records are lost until it works again")
+                failing = True
+            else:
+                failing = False
+                self.written += len(batch)
+            if self.dropped != self._told_dropped and queue.qsize() < self._limit // 2:
+                self._report(
+                    f"recorder {self.name}: {self.dropped - self._told_dropped} records dropped, it is too slow"
+                )
+                self._told_dropped = self.dropped
+        with contextlib.suppress(OSError):
+            self._sink.close()
+
+
+# ---- sinks ---------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """When a file is put aside: beyond `size` bytes; and when that is deleted: after `age` days, or beyond `backups`.
+
+    0 is no bound for `age` and `backups`; `local` names files by local time, `compress` packs them.
+    """
+
+    size: int = 100 * _MEGABYTE
+    age: int = 0
+    backups: int = 0
+    local: bool = False
+    compress: bool = False
+
+
+class FileSink:
+    """Appends to a file, each record followed by `sep`.
+
+    With a rotation, files put aside are named as GOST's: `NAME-2006-01-02T15-04-05.000.EXT`, and `.gz` behind it.
+    """
+
+    def __init__(
+        self, path: str, sep: str = "", rotation: Rotation | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._path = Path(path)
+        self._sep = sep.encode()
+        self._rotation = rotation
+        self._clock = clock
+        self._fd = -1
+        self._size = 0
+        self._identity: tuple[int, int] = (0, 0)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Append `records` in one write, to the file that has the name now: another program may rename it."""
+        self._open()
+        if self._rotation is None:
+            self._append(b"".join(record.data + self._sep for record in records))
+            return
+        for record in records:
+            data = record.data + self._sep
+            if self._size and self._size + len(data) > self._rotation.size:
+                self._rotate(self._rotation)
+            self._append(data)
+
+    def _open(self) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                found = os.stat(self._path)
+                if (found.st_dev, found.st_ino) == self._identity:
+                    return
+            self.close()
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # No O_CREAT on what is there: in sticky directories the kernel refuses it for files of others.
+        mode = 0o666 if self._rotation is None else 0o600
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
+        found = os.fstat(self._fd)
+        self._identity = (found.st_dev, found.st_ino)
+        self._size = found.st_size
+
+    def _append(self, data: bytes) -> None:
+        self._size += len(data)
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+    def _rotate(self, rotation: Rotation) -> None:
+        self.close()
+        now = datetime.fromtimestamp(self._clock(), None if rotation.local else UTC)
+        stamp = f"{now.strftime(_STAMP)}.{now.microsecond // 1000:03d}"
+        aside = self._path.with_name(f"{self._path.stem}-{stamp}{self._path.suffix}")
+        os.replace(self._path, aside)
+        self._open()
+        if rotation.compress:
+            packed = aside.with_name(aside.name + ".gz")
+            with open(aside, "rb") as source, gzip.open(packed, "wb") as target:
+                shutil.copyfileobj(source, target)
+            aside.unlink()
+        self._clean(rotation, now)
+
+    def _clean(self, rotation: Rotation, now: datetime) -> None:
+        """Delete what has been put aside and is too old, or too much."""
+        kept: list[tuple[datetime, Path]] = []
+        for path in self._path.parent.iterdir():
+            name = path.name.removesuffix(".gz")
+            prefix, suffix = f"{self._path.stem}-", self._path.suffix
+            if not (name.startswith(prefix) and name.endswith(suffix)):
+                continue
+            try:
+                stamp = name[len(prefix) : len(name) - len(suffix)]
+                when = datetime.strptime(stamp, f"{_STAMP}.%f").replace(tzinfo=now.tzinfo)
+            except ValueError:
+                continue
+            kept.append((when, path))
+        kept.sort(reverse=True)
+        for index, (when, path) in enumerate(kept):
+            too_many = 0 < rotation.backups <= index
+            too_old = rotation.age > 0 and now - when > timedelta(days=rotation.age)
+            if too_many or too_old:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file; the next record opens it again."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class TCPSink:
+    """Makes a connection for each record, as GOST does: what it is told, and the end."""
+
+    def __init__(self, address: Endpoint, timeout: float = 0.0, options: DialOptions = PLAIN) -> None:
+        self._address = address
+        self._timeout = timeout if timeout > 0 else TIMEOUT
+        self._options = options
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Send `records`. Raise OSError for the first that cannot be sent; those behind it are lost with it."""
+        for record in records:
+            with dial_any(self._options, (self._address.host, self._address.port), self._timeout) as sock:
+                sock.sendall(record.data)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class HTTPSink:
+    """Posts each record; a status of 400 or more is a failure."""
+
+    def __init__(self, poster: Poster) -> None:
+        self._poster = poster
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Post `records`. Raise PostError for the first that is refused."""
+        for record in records:
+            status, _ = self._poster.post(record.data)
+            if status >= 400:
+                raise PostError(f"{self._poster.name}: status {status}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._poster.close()
+
+
+class PluginSink(HTTPSink):
+    """Posts each record to a plugin: `{"data": BASE64, "metadata": BASE64 of JSON}`."""
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Post `records`. Raise PostError for the first that is not taken."""
+        for record in records:
+            metadata = _encode(dict(record.metadata) or None).encode()
+            message = {"data": _base64(record.data), "metadata": _base64(metadata)}
+            self._poster.call(message)
+
+
+class NullSink:
+    """Takes everything: a recorder without a backend."""
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Drop `records`."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+# ---- what services record ------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A recorder as one service uses it."""
+
+    recorder: Recorder
+    metadata: Mapping[str, Any]
+
+    def put(self, data: bytes) -> None:
+        """Record bytes."""
+        self.recorder.put(Record(data, self.metadata))
+
+
+class Records:
+    """What of a service is recorded; of several recorders for the same thing the first counts, as in GOST.
+
+    It is also what the router tells of its dials.
+    """
+
+    def __init__(self, service: str, uses: Mapping[str, Use], labels: Mapping[str, str] | None = None) -> None:
+        self._service = service
+        self._labels = dict(labels or {})
+        self._client = uses.get(CLIENT)
+        self._dial = uses.get(DIAL)
+        self._dial_error = uses.get(DIAL_ERROR)
+        self._handler = uses.get(HANDLER)
+
+    @property
+    def dials(self) -> bool:
+        """Whether the router has to tell."""
+        return bool(self._dial or self._dial_error or self._handler)
+
+    def accepted(self, flow: Flow, ends: tuple[Endpoint, Endpoint]) -> None:
+        """Record who comes; prepare the record of what becomes of it. `ends` are (remote, local) of the connection."""
+        if self._client is not None:
+            self._client.put(flow.client.host.encode())
+        if self._handler is not None:
+            begun = time.time()
+            flow.details = Details(partial(self._emit, self._handler, flow, ends, begun))
+
+    def dialling(self, flow: Flow, target: Endpoint) -> None:
+        """Record a target."""
+        if self._dial is not None:
+            self._dial.put(target.host.encode())
+
+    def failed(self, flow: Flow, target: Endpoint) -> None:
+        """Record a target that could not be reached."""
+        if self._dial_error is not None:
+            self._dial_error.put(target.host.encode())
+        self._note_route(flow, target)
+
+    def reached(self, flow: Flow, target: Endpoint, local: Endpoint, remote: Endpoint) -> None:
+        """Note the ends of the upstream."""
+        if flow.details is not None:
+            flow.details.fields["src"] = str(local)
+            flow.details.fields["dst"] = str(remote)
+            self._note_route(flow, target)
+
+    def _note_route(self, flow: Flow, target: Endpoint) -> None:
+        if flow.details is not None:
+            flow.details.fields["route"] = " > ".join((*flow.route, str(target)))
+
+    def ended(self, flow: Flow, moved: tuple[int, int]) -> None:
+        """Record a connection, unless its parts have been recorded."""
+        details, flow.details = flow.details, None
+        if details is None or details.emitted:
+            return
+        fields: dict[str, Any] = {"inputBytes": moved[0], "outputBytes": moved[1], **details.fields}
+        if flow.error is not None:
+            fields["err"] = str(flow.error) or type(flow.error).__name__
+        details.emit(fields)
+
+    def _emit(
+        self, use: Use, flow: Flow, ends: tuple[Endpoint, Endpoint], begun: float, fields: Mapping[str, Any]
+    ) -> None:
+        use.put(handler_record(flow, self._service, self._labels, ends, begun, fields))
+
+
+_ORDER: Final = (
+    *("node", "service", "labels", "network", "remote", "local", "client", "src", "dst", "host", "proto"),
+    *("clientIP", "clientID", "http", "websocket", "tls", "dns", "redis", "route", "inputBytes", "outputBytes"),
+    *("redirect", "err", "sid", "duration", "time"),
+)
+_OPTIONAL: Final = frozenset(
+    ("node", "labels", "proto", "clientID", "http", "websocket", "tls", "dns", "redis", "route", "redirect", "err")
+)
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
+
+
+def handler_record(
+    flow: Flow,
+    service: str,
+    labels: Mapping[str, str],
+    ends: tuple[Endpoint, Endpoint],
+    begun: float,
+    fields: Mapping[str, Any],
+) -> bytes:
+    """Return the record of a flow, or of a part of it: a JSON object with GOST's fields in GOST's order.
+
+    ends     remote and local address of the client's connection
+    begun    when, in seconds since 1970
+    fields   what is known besides; `duration` in nanoseconds and `begun` are those of the flow unless they are there
+    """
+    begun = fields.get("begun", begun)
+    sniffed = flow.sniffed
+    known: dict[str, Any] = {
+        "service": service,
+        "labels": labels,
+        "network": flow.network,
+        "remote": str(ends[0]),
+        "local": str(ends[1]),
+        "client": str(flow.client),
+        "src": "",
+        "dst": "",
+        "host": flow.host or (str(flow.target) if flow.target is not None else ""),
+        "proto": sniffed.protocol if sniffed is not None else "",
+        "clientIP": "",
+        "clientID": flow.user,
+        "inputBytes": 0,
+        "outputBytes": 0,
+        "sid": flow.sid,
+        "duration": int((time.time() - begun) * 1e9),
+        "time": stamp(begun),
+        **fields,
+    }
+    return _encode({key: known[key] for key in _ORDER if key in known and (known[key] or key not in _OPTIONAL)}).encode(
+        "utf-8", "backslashreplace"
+    )
+
+
+def stamp(seconds: float) -> str:
+    """Return a time as Go writes it (RFC 3339 with up to nine digits), in the local zone."""
+    moment = datetime.fromtimestamp(seconds, UTC).astimezone()
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
+    fraction = f"{moment.microsecond:06d}".rstrip("0")
+    zone = moment.strftime("%z")
+    return f"{text}{'.' + fraction if fraction else ''}{'Z' if zone == '+0000' else f'{zone[:3]}:{zone[3:]}'}"

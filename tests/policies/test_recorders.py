@@ -1,0 +1,382 @@
+"""Recorders: the queue that never blocks, the sinks, and what a record looks like."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gostnet.core.address import Endpoint
+from gostnet.core.errors import DialRefused, RateDenied
+from gostnet.core.flow import Flow
+from gostnet.policies.post import Poster, PostError
+from gostnet.policies.recorders import (
+    CLIENT,
+    DIAL,
+    DIAL_ERROR,
+    HANDLER,
+    FileSink,
+    HTTPSink,
+    PluginSink,
+    Record,
+    Recorder,
+    Records,
+    Rotation,
+    TCPSink,
+    Use,
+    stamp,
+)
+
+MIB = 1 << 20
+
+
+def record(data: bytes, metadata: dict[str, Any] | None = None) -> Record:
+    return Record(data, metadata or {})
+
+
+class Gated:
+    """A sink that waits for leave."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.entered = threading.Event()
+        self.leave = threading.Event()
+        self.closed = 0
+
+    def write(self, records: Sequence[Record]) -> None:
+        self.entered.set()
+        assert self.leave.wait(10)
+        self.taken += [item.data for item in records]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+# ---- the queue -----------------------------------------------------------------------------------
+def test_a_slow_sink_holds_nobody_up_and_what_is_dropped_is_counted_and_told() -> None:
+    sink, told = Gated(), []
+    recorder = Recorder("r", sink, told.append, limit=3)
+    recorder.put(record(b"0"))
+    assert sink.entered.wait(10)
+    for number in range(1, 10):
+        recorder.put(record(b"%d" % number))
+    assert recorder.dropped == 6
+    sink.leave.set()
+    recorder.close()
+    assert sink.taken == [b"0", b"1", b"2", b"3"]
+    assert recorder.written == 4
+    assert told == ["recorder r: 6 records dropped, it is too slow"]
+    assert sink.closed == 1
+
+
+def test_the_end_waits_for_what_is_queued_and_then_takes_nothing() -> None:
+    sink = Gated()
+    sink.leave.set()
+    recorder = Recorder("r", sink)
+    for _ in range(1000):
+        recorder.put(record(b"x"))
+    recorder.close()
+    recorder.put(record(b"late"))
+    assert sink.taken == [b"x"] * 1000
+    assert recorder.dropped == 1
+
+
+def test_a_failure_is_told_once_until_it_works_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    place = tmp_path / "below" / "file"
+    (tmp_path / "below").write_text("in the way")
+    sink = FileSink(str(place), "\n")
+    with pytest.raises(OSError, match=r"exists|directory"):
+        sink.write([record(b"lost")])
+    recorder = Recorder("r", sink, told.append)
+    recorder.put(record(b"lost"))
+    recorder.close()
+    assert len(told) == 1
+    assert told[0].startswith("recorder r: ")
+
+
+# ---- files ---------------------------------------------------------------------------------------
+def test_a_file_is_appended_to_with_its_directories_and_separators(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "records"
+    sink = FileSink(str(path), "|")
+    sink.write([record(b"one"), record(b"two")])
+    sink.close()
+    sink.write([record(b"three")])
+    assert path.read_bytes() == b"one|two|three|"
+    sink.close()
+
+
+def test_a_file_that_was_renamed_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "records"
+    sink = FileSink(str(path), "\n")
+    sink.write([record(b"old")])
+    os.rename(path, tmp_path / "aside")
+    sink.write([record(b"new")])
+    sink.close()
+    assert path.read_bytes() == b"new\n"
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_file_is_put_aside_when_it_is_full(tmp_path: Path, compress: bool) -> None:
+    now = [1_700_000_000.25]
+    path = tmp_path / "records.log"
+    sink = FileSink(str(path), "\n", Rotation(10, backups=2, compress=compress), lambda: now[0])
+    (tmp_path / "records-note.log").write_text("not ours")
+    for word in (b"aaaaaa", b"bbbbbb", b"cccccc", b"dddddd"):
+        sink.write([record(word)])
+        now[0] += 1
+    sink.close()
+    assert path.read_bytes() == b"dddddd\n"
+    aside = sorted(found.name for found in tmp_path.iterdir() if found.name not in ("records.log", "records-note.log"))
+    end = ".log.gz" if compress else ".log"
+    assert aside == [f"records-2023-11-14T22-13-22.250{end}", f"records-2023-11-14T22-13-23.250{end}"]
+    data = (tmp_path / aside[0]).read_bytes()
+    assert (gzip.decompress(data) if compress else data) == b"bbbbbb\n"
+
+
+def test_what_was_put_aside_is_deleted_when_it_is_old(tmp_path: Path) -> None:
+    now = [1_700_000_000.0]
+    path = tmp_path / "r"
+    sink = FileSink(str(path), "", Rotation(3, age=1), lambda: now[0])
+    for _ in range(3):
+        sink.write([record(b"xyz")])
+        now[0] += 20 * 3600
+    assert len(list(tmp_path.iterdir())) == 3
+    sink.write([record(b"xyz")])
+    sink.close()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+# ---- TCP, HTTP -----------------------------------------------------------------------------------
+def test_a_tcp_record_is_a_connection_of_its_own() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        sink = TCPSink(Endpoint(host, port))
+        sink.write([record(b"one"), record(b"two")])
+        got = []
+        for _ in range(2):
+            conn, _ = server.accept()
+            with conn:
+                got.append(conn.recv(100) + conn.recv(100))
+    assert got == [b"one", b"two"]
+    with pytest.raises(ConnectionRefusedError):
+        sink.write([record(b"three")])
+
+
+class Seen(ThreadingHTTPServer):
+    """Answers with `status` and `answer`; remembers what it was sent. With `drops` it closes without saying so."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status = 200
+        self.answer = b'{"ok":true}'
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.peers: set[Any] = set()
+        self.drops = False
+        self.dropped = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/in?key=1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Seen
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((self.path, dict(self.headers), body))
+        self.server.peers.add(self.client_address)
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.answer)))
+        self.end_headers()
+        self.wfile.write(self.server.answer)
+        self.close_connection = self.server.drops
+
+    def finish(self) -> None:
+        super().finish()
+        self.server.dropped.set()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def seen() -> Iterator[Seen]:
+    server = Seen()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_http_records_are_posted_over_one_connection() -> None:
+    with seen() as server:
+        sink = HTTPSink(Poster(server.url, headers={"X-Key": "k"}))
+        sink.write([record(b'{"a":1}'), record(b"two")])
+        assert [(path, body) for path, _, body in server.requests] == [("/in?key=1", b'{"a":1}'), ("/in?key=1", b"two")]
+        headers = server.requests[0][1]
+        assert (headers["Content-Type"], headers["X-Key"]) == ("application/json", "k")
+        assert len(server.peers) == 1
+        server.status = 400
+        with pytest.raises(PostError, match="status 400"):
+            sink.write([record(b"three")])
+        sink.close()
+
+
+def test_a_plugin_gets_base64_and_must_say_ok() -> None:
+    with seen() as server:
+        sink = PluginSink(Poster(server.url))
+        sink.write([record(b"data", {"http.body": True}), record(b"more")])
+        bodies = [json.loads(body) for _, _, body in server.requests]
+        assert [base64.b64decode(body["data"]) for body in bodies] == [b"data", b"more"]
+        assert base64.b64decode(bodies[0]["metadata"]) == b'{"http.body":true}'
+        assert bodies[1]["metadata"] == "bnVsbA=="
+        for server.status, server.answer in ((200, b'{"ok":false}'), (200, b"[]"), (201, b'{"ok":true}')):
+            with pytest.raises(PostError):
+                sink.write([record(b"no")])
+        sink.close()
+
+
+def test_a_kept_connection_that_the_server_closed_is_made_again() -> None:
+    with seen() as server:
+        poster = Poster(server.url)
+        server.drops = True
+        assert poster.post(b"one")[0] == 200
+        assert server.dropped.wait(10)
+        server.drops = False
+        assert poster.post(b"two")[0] == 200
+        assert len(server.peers) == 2
+        poster.close()
+    with pytest.raises(PostError, match="refused"):
+        poster.post(b"three")
+    poster.close()
+
+
+# ---- records -------------------------------------------------------------------------------------
+class Kept:
+    def __init__(self) -> None:
+        self.data: list[bytes] = []
+
+    def write(self, records: Sequence[Record]) -> None:
+        self.data += [item.data for item in records]
+
+    def close(self) -> None:
+        pass
+
+
+ENDS = (Endpoint("192.0.2.7", 1234), Endpoint("127.0.0.1", 1080))
+
+
+def flow_to(target: Endpoint) -> Flow:
+    return Flow("s", ENDS[0], ENDS[1], "tcp", target)
+
+
+def recorded(*names: str, labels: dict[str, str] | None = None) -> tuple[Records, Kept, Recorder]:
+    sink = Kept()
+    recorder = Recorder("r", sink)
+    return Records("s", {name: Use(recorder, {}) for name in names}, labels), sink, recorder
+
+
+def test_addresses_are_recorded_when_they_come_up() -> None:
+    records, sink, recorder = recorded(CLIENT, DIAL, DIAL_ERROR)
+    flow = flow_to(Endpoint("example.com", 80))
+    records.accepted(flow, ENDS)
+    assert flow.details is None
+    records.dialling(flow, Endpoint("example.com", 80))
+    records.failed(flow, Endpoint("example.com", 80))
+    records.ended(flow, (0, 0))
+    recorder.close()
+    assert sink.data == [b"192.0.2.7", b"example.com", b"example.com"]
+
+
+def test_w01_w05_a_connection_is_an_object_with_gosts_fields_in_gosts_order() -> None:
+    records, sink, recorder = recorded(HANDLER, labels={"tenant": "acme"})
+    flow = flow_to(Endpoint("127.0.0.1", 7000))
+    records.accepted(flow, ENDS)
+    flow.user = "u1"
+    flow.route = ("n0@10.0.0.1:1080",)
+    records.dialling(flow, Endpoint("127.0.0.1", 7000))
+    records.reached(flow, Endpoint("127.0.0.1", 7000), Endpoint("10.0.0.2", 5), Endpoint("10.0.0.1", 1080))
+    records.ended(flow, (36, 24))
+    recorder.close()
+    (data,) = sink.data
+    found = json.loads(data)
+    assert list(found) == [
+        *("service", "labels", "network", "remote", "local", "client", "src", "dst", "host", "clientIP", "clientID"),
+        *("route", "inputBytes", "outputBytes", "sid", "duration", "time"),
+    ]
+    assert found["duration"] >= 0
+    assert {key: found[key] for key in found if key not in ("duration", "time")} == {
+        "service": "s",
+        "labels": {"tenant": "acme"},
+        "network": "tcp",
+        "remote": "192.0.2.7:1234",
+        "local": "127.0.0.1:1080",
+        "client": "192.0.2.7:1234",
+        "src": "10.0.0.2:5",
+        "dst": "10.0.0.1:1080",
+        "host": "127.0.0.1:7000",
+        "clientIP": "",
+        "clientID": "u1",
+        "route": "n0@10.0.0.1:1080 > 127.0.0.1:7000",
+        "inputBytes": 36,
+        "outputBytes": 24,
+        "sid": flow.sid,
+    }
+
+
+def test_w02_w03_errors_are_said_and_addresses_are_empty() -> None:
+    records, sink, recorder = recorded(HANDLER)
+    refused, limited = flow_to(Endpoint("127.0.0.1", 1)), flow_to(Endpoint("127.0.0.1", 1))
+    for flow, error in ((refused, DialRefused("dial 127.0.0.1:1: Connection refused")), (limited, RateDenied())):
+        records.accepted(flow, ENDS)
+        flow.error = error
+        records.ended(flow, (0, 0))
+    recorder.close()
+    first, second = (json.loads(data) for data in sink.data)
+    assert (first["err"], first["src"], first["dst"]) == ("dial 127.0.0.1:1: Connection refused", "", "")
+    assert (second["err"], second["inputBytes"], second["outputBytes"]) == ("rate limit", 0, 0)
+
+
+def test_a_flow_whose_parts_were_recorded_has_no_record_of_its_own() -> None:
+    records, sink, recorder = recorded(HANDLER)
+    flow = flow_to(Endpoint("127.0.0.1", 80))
+    records.accepted(flow, ENDS)
+    assert flow.details is not None
+    flow.details.emit({"proto": "http", "http": {"method": "GET"}})
+    flow.details.emitted += 1
+    records.ended(flow, (1, 1))
+    recorder.close()
+    (found,) = (json.loads(data) for data in sink.data)
+    assert (found["proto"], found["http"]) == ("http", {"method": "GET"})
+
+
+def test_times_are_written_as_go_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    for zone, expected in (("UTC", "2023-11-14T22:13:20.25Z"), ("XYZ-3:30", "2023-11-15T01:43:20.25+03:30")):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert stamp(1_700_000_000.25) == expected
+    monkeypatch.undo()
+    time.tzset()
+    assert "." not in stamp(1_700_000_000)
