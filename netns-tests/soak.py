@@ -49,8 +49,9 @@ PATIENCE = 5.0
 QUIET = 40.0
 """Seconds for flows to end after the last client has gone: the longest is an association's idle time."""
 
-GROWTH = 1.1, 8192
-"""Factor and KiB by which memory may differ between a quarter of the time and the end."""
+GROWTH = 1.2, 16384
+"""Factor and KiB by which memory may differ between a quarter of the time and the end: a higher peak of flows, as after
+each kill, leaves the heap larger. What each flow would leave behind comes to ten times that in ten minutes."""
 
 
 @dataclass
