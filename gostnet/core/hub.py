@@ -40,6 +40,7 @@ class Hub:
         "fiber",
         "loop",
         "native",
+        "pipes",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -50,6 +51,8 @@ class Hub:
         """The shared deadlines by duration (core.fiber)."""
         self.native: Any = None
         """The thread that moves bytes for this hub, if there is one (dataplane.native)."""
+        self.pipes: Any = None
+        """Its pipes for splice (dataplane.pipes)."""
         self.closing: list[Callable[[], object]] = []
         """Called when the hub closes: what engines keep for it."""
         self._epoll = select.epoll(sizehint=1024)

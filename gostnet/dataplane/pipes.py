@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from weakref import WeakKeyDictionary
 
 from ..core.hub import Hub
 
@@ -62,12 +61,10 @@ class PipePool:
         self.close()
 
 
-_pools: WeakKeyDictionary[Hub, PipePool] = WeakKeyDictionary()
-
-
 def pipe_pool(hub: Hub) -> PipePool:
-    """Return the pool of `hub`'s loop."""
-    pool = _pools.get(hub)
-    if pool is None:
-        pool = _pools[hub] = PipePool()
+    """Return the pool of `hub`'s loop, which is closed with the hub."""
+    if hub.pipes is None:
+        hub.pipes = PipePool()
+        hub.closing.append(hub.pipes.close)
+    pool: PipePool = hub.pipes
     return pool

@@ -21,7 +21,7 @@ from gostnet.core.hub import current_hub
 from gostnet.core.sockets import SocketStream
 from gostnet.core.tasks import Scope, run
 from gostnet.dataplane.native import build, library
-from gostnet.dataplane.native.engine import REFRESH, engine
+from gostnet.dataplane.native.engine import REFRESH, Engine, engine
 from gostnet.dataplane.relay import relay
 from gostnet.testing.processes import gostnet
 
@@ -203,6 +203,33 @@ def test_many_flows_come_and_go_while_others_run() -> None:
     scoped(work)
 
 
+def test_flows_are_spread_over_threads_and_keep_apart() -> None:
+    async def work(scope: Scope) -> None:
+        assert LOADED is not None
+        hub = current_hub()
+        hub.native = Engine(hub, LOADED, threads=3)
+        limit = Allowance()
+        limit.left = 1 << 20
+        rigs = []
+        for index in range(12):
+            rig = Rig(scope, "native")
+            if index % 2:
+                rig.flow.shapers = Shapers(down=[limit])
+            rigs.append(rig)
+            await rig.exchange(index + 1)
+        assert inside() == 12
+        for index, rig in enumerate(rigs):
+            await rig.exchange()
+            if index % 3 == 0:
+                rig.close()
+                await rig.ended.wait()
+                assert rig.flow.meter == Meter(4 * (index + 2), 5 * (index + 2))
+        assert inside() == 8
+        assert (1 << 20) - limit.left == sum(5 * (index + 2) for index in range(1, 12, 2))
+
+    scoped(work)
+
+
 def test_cancelling_in_the_middle_of_bulk_gives_the_sockets_back() -> None:
     async def work(scope: Scope) -> None:
         engine(current_hub())
@@ -285,7 +312,7 @@ def test_a_second_process_image_is_not_confused_by_a_fork() -> None:
     script = """
         import asyncio, gc, os
         from gostnet.core.hub import Hub
-        from gostnet.dataplane.native.engine import REFRESH, engine
+        from gostnet.dataplane.native.engine import REFRESH, Engine, engine
         loop = asyncio.new_event_loop()
         hub = Hub(loop)
         found, _ = engine(hub)

@@ -1,4 +1,4 @@
-"""The engine over the native relay: one C thread per hub, its news by an eventfd that the hub watches."""
+"""The engine over the native relay: a few C threads per hub, their news by an eventfd that the hub watches."""
 
 from __future__ import annotations
 
@@ -31,8 +31,16 @@ class Passenger(Protocol):
         """Take the end: the thread has let go of the sockets."""
 
 
+def threads_here() -> int:
+    """Return how many threads move bytes: half of the processors that this process may use, one to four."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) // 2))
+
+
 class Engine:
-    """The thread of one hub, and the flows inside it. Made for the first flow; ends with the hub."""
+    """The threads of one hub, and the flows inside them. Made for the first flow; ends with the hub.
+
+    A flow's number is its number in its thread, times the number of threads, plus that of the thread.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -40,15 +48,16 @@ class Engine:
         "_hub",
         "_inside",
         "_library",
+        "_next",
         "_one",
         "_records",
-        "_relay",
+        "_relays",
         "_stop",
         "_timer",
     )
 
-    def __init__(self, hub: Hub, library: Library) -> None:
-        """Start the thread. Raise OSError."""
+    def __init__(self, hub: Hub, library: Library, threads: int = 0) -> None:
+        """Start the threads, by default as many as `threads_here` says. Raise OSError."""
         self._hub = hub
         self._library = library
         self._inside: dict[int, Passenger] = {}
@@ -56,12 +65,16 @@ class Engine:
         self._one = Record()
         self._timer: asyncio.TimerHandle | None = None
         self._events = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._relay = library.start(self._events)
-        if not self._relay:
-            os.close(self._events)
-            raise OSError("the thread of the native relay could not be started")
+        self._relays: list[int] = []
+        self._next = 0
+        for _ in range(threads or threads_here()):
+            relay = library.start(self._events)
+            if not relay:
+                _stop(library, self._relays, self._events, os.getpid())
+                raise OSError("the threads of the native relay could not be started")
+            self._relays.append(relay)
         # Also without `Hub.close`, and never in a fork, which has no such thread.
-        self._stop = weakref.finalize(self, _stop, library, self._relay, self._events, os.getpid())
+        self._stop = weakref.finalize(self, _stop, library, self._relays, self._events, os.getpid())
         hub.register(self._events, self._news)
         hub.closing.append(self.close)
 
@@ -76,9 +89,12 @@ class Engine:
         """
         if not self._stop.alive:
             return None
-        number: int = self._library.add(self._relay, client, upstream, limited, done)
-        if number < 0:
+        count = len(self._relays)
+        thread = self._next = (self._next + 1) % count
+        found: int = self._library.add(self._relays[thread], client, upstream, limited, done)
+        if found < 0:
             return None
+        number = found * count + thread
         self._inside[number] = passenger
         if self._timer is None:
             self._timer = self._hub.loop.call_later(REFRESH, self._refresh)
@@ -91,18 +107,21 @@ class Engine:
         """
         if self._stop.alive and self._inside.get(number) is passenger:
             del self._inside[number]
-            self._library.cancel(self._relay, number, self._one)
+            own, thread = divmod(number, len(self._relays))
+            self._library.cancel(self._relays[thread], own, self._one)
             passenger.counted(self._one)
 
     def grant(self, number: int, up: bool, size: int) -> None:
         """Let a limited direction move `size` bytes more."""
         if self._stop.alive:
-            self._library.grant(self._relay, number, 0 if up else 1, size)
+            own, thread = divmod(number, len(self._relays))
+            self._library.grant(self._relays[thread], own, 0 if up else 1, size)
 
     def count(self, number: int, passenger: Passenger) -> None:
         """Have `counted` called with the counters of this moment, unless the flow has ended."""
         if self._stop.alive and self._inside.get(number) is passenger:
-            self._library.count(self._relay, number, self._one)
+            own, thread = divmod(number, len(self._relays))
+            self._library.count(self._relays[thread], own, self._one)
             passenger.counted(self._one)
 
     def _news(self, _: int) -> None:
@@ -110,35 +129,43 @@ class Engine:
             os.eventfd_read(self._events)
         except BlockingIOError:
             pass
-        records, inside = self._records, self._inside
+        for thread in range(len(self._relays)):
+            self._news_of(thread)
+
+    def _news_of(self, thread: int) -> None:
+        records, relay = self._records, self._relays[thread]
         while True:
-            count: int = self._library.news(self._relay, records, BATCH)
+            count: int = self._library.news(relay, records, BATCH)
             # A number is free again as soon as its end has been told, and whoever hears of an end may hand over the
             # next pair at once: so first all that have ended leave.
-            told = [(record, _leave(record, inside)) for record in records[:count]]
+            told = [(record, self._passenger(record, thread)) for record in records[:count]]
             for record, passenger in told:
                 if passenger is not None:
                     _tell(record, passenger)
             if count < BATCH:
                 return
 
+    def _passenger(self, record: Record, thread: int) -> Passenger | None:
+        number = record.id * len(self._relays) + thread
+        return self._inside.pop(number, None) if record.news & ENDED else self._inside.get(number)
+
     def _refresh(self) -> None:
         """Bring the meters up to date, and look again while anything is inside."""
         if not self._inside:
             self._timer = None
             return
-        position = ctypes.c_uint32(0)
-        records = self._records
-        while count := self._library.moved(self._relay, position, records, BATCH):
-            for index in range(count):
-                record = records[index]
-                passenger = self._inside.get(record.id)
-                if passenger is not None:
-                    passenger.counted(record)
+        records, threads = self._records, len(self._relays)
+        for thread, relay in enumerate(self._relays):
+            position = ctypes.c_uint32(0)
+            while count := self._library.moved(relay, position, records, BATCH):
+                for record in records[:count]:
+                    passenger = self._inside.get(record.id * threads + thread)
+                    if passenger is not None:
+                        passenger.counted(record)
         self._timer = self._hub.loop.call_later(REFRESH, self._refresh)
 
     def close(self) -> None:
-        """End the thread; flows that are still inside move no more."""
+        """End the threads; flows that are still inside move no more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -146,10 +173,6 @@ class Engine:
         self._hub.forget(self._events)
         self._hub.native = None
         self._stop()
-
-
-def _leave(record: Record, inside: dict[int, Passenger]) -> Passenger | None:
-    return inside.pop(record.id, None) if record.news & ENDED else inside.get(record.id)
 
 
 def _tell(record: Record, passenger: Passenger) -> None:
@@ -163,9 +186,10 @@ def _tell(record: Record, passenger: Passenger) -> None:
         passenger.wants(False, record.wanted[1])
 
 
-def _stop(library: Library, relay: int, events: int, process: int) -> None:
+def _stop(library: Library, relays: list[int], events: int, process: int) -> None:
     if os.getpid() == process:
-        library.stop(relay)
+        for relay in relays:
+            library.stop(relay)
         os.close(events)
 
 
