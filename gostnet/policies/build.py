@@ -194,10 +194,14 @@ def _watch(
     compile: Callable[[Sequence[Entry]], tuple[T, list[Problem]]],
     install: Callable[[T], None],
     *,
+    open_without: bool = False,
     clean: Clean = strip_comment,
     settle: Callable[[], Awaitable[Sequence[str]]] | None = None,
 ) -> None:
-    """Add a reloader where there is something to load, or names to look up again."""
+    """Add a reloader where there is something to load, or names to look up again.
+
+    open_without    without a line from a source the policy lets everything pass
+    """
     sources = _sources(section, build)
     if sources or settle is not None:
         reloader: Reloader[T] = Reloader(
@@ -207,6 +211,7 @@ def _watch(
             install,
             build.threads,
             period=section.reload,
+            required=open_without and bool(sources),
             clean=clean,
             settle=settle,
             report=build.report,
@@ -236,6 +241,7 @@ def _admission(section: Admission, build: Build) -> AddressAdmission:
         build,
         lambda more: compile_clients([*entries, *more]),
         admission.replace,
+        open_without=not entries and not (section.whitelist or section.reverse),
         settle=settle,
     )
     return admission
@@ -252,7 +258,14 @@ def _bypass(section: Bypass, build: Build) -> PatternBypass:
     build.problems += problems
     network = build.attempt(lambda: check_network(section.network, f"{section.path}.network"), "")
     bypass = PatternBypass(patterns, whitelist=section.whitelist or section.reverse, network=network)
-    _watch("bypass", section, build, lambda more: compile_patterns([*entries, *more]), bypass.replace)
+    _watch(
+        "bypass",
+        section,
+        build,
+        lambda more: compile_patterns([*entries, *more]),
+        bypass.replace,
+        open_without=not entries,
+    )
     return bypass
 
 
@@ -374,7 +387,8 @@ def _limiters(
         rules, problems = compile(entries)
         build.problems += problems
         limiter = made[section.name] = make(rules)
-        _watch(kind, section, build, partial(_compile, compile, entries), limiter.replace)
+        work = partial(_compile, compile, entries)
+        _watch(kind, section, build, work, limiter.replace, open_without=not entries)
     return made
 
 

@@ -188,6 +188,7 @@ class Reloader(Generic[T]):
     install    puts a table in place, on the loop
     settle     further work after each load, such as looking names up; returns what to complain about
     period     seconds between loads, 0 for one load; one that failed is tried again in any case
+    required   without lines from a source the policy would let everything pass: the first load must not fail
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class Reloader(Generic[T]):
         threads: Threads,
         *,
         period: float = 0.0,
+        required: bool = False,
         clean: Clean = strip_comment,
         settle: Callable[[], Awaitable[Sequence[str]]] | None = None,
         report: Report | None = None,
@@ -207,6 +209,7 @@ class Reloader(Generic[T]):
         self.name = name
         self.period = max(MIN_PERIOD, period) if period > 0 else 0.0
         self._sources = [(source, _Kept()) for source in sources]
+        self._required = required
         self._compile = compile
         self._install = install
         self._threads = threads
@@ -221,13 +224,20 @@ class Reloader(Generic[T]):
         """Whether the last load left nothing to complain about but single lines."""
 
     async def load(self) -> bool:
-        """Read every source once and put the table in place; return `complete`."""
+        """Read every source once and put the table in place; return `complete`.
+
+        Raise LoadError the first time, where the sources are `required` and none could be read.
+        """
         complaints: list[str] = []
         for source, kept in self._sources:
             try:
                 self._stale |= await self._read(source, kept)
             except (LoadError, Busy) as exc:
                 complaints.append(f"{source.name}: {exc}")
+        if self._required:
+            if len(complaints) == len(self._sources):
+                raise LoadError(f"{self.name} would hold nobody back: {'; '.join(complaints)}")
+            self._required = False
         if self._stale and self._sources:
             entries = [entry for _, kept in self._sources for entry in kept.entries]
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from gostnet.policies.build import (
     build_resolvers,
     build_rlimiters,
 )
+from gostnet.policies.loader import LoadError, Reloader
 
 from .dns_kit import Loopback
 
@@ -272,6 +274,7 @@ def test_tables_from_files_join_those_of_the_configuration(section: str, tmp_pat
             rates = build_rlimiters(config, build)["x"]
     assert build.problems == []
     (reloader,) = build.reloaders
+    assert isinstance(reloader, Reloader)
     assert reloader.name == f"{section[:-1] if section not in ('bypasses', 'hosts') else section} x".replace(
         "bypasses", "bypass"
     )
@@ -349,3 +352,67 @@ def test_loaders_without_a_place_are_none() -> None:
     build_bypasses(config, build)
     assert build.reloaders == []
     assert build.problems == []
+
+
+# ---- what would be open without its file ---------------------------------------------------------
+BUILDERS: dict[str, Callable[[Config, Build], object]] = {
+    "bypasses": build_bypasses,
+    "admissions": build_admissions,
+    "limiters": build_limiters,
+    "climiters": build_climiters,
+    "rlimiters": build_rlimiters,
+}
+
+
+def first_load(section: str, more: str, path: Path) -> bool:
+    """Load what the only source of a policy has; return whether it was complete."""
+    build = Build()
+    BUILDERS[section](config_of(f"{section}: [{{name: x, file: {{path: {path}}}{more}}}]"), build)
+    (reloader,) = build.reloaders
+
+    async def main() -> bool:
+        try:
+            return await reloader.load()
+        finally:
+            build.close()
+
+    return run(main())
+
+
+@pytest.mark.parametrize("section", BUILDERS)
+def test_without_the_only_source_a_policy_that_would_be_open_is_refused(section: str, tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"x would hold nobody back: file .*missing: No such file"):
+        first_load(section, "", tmp_path / "missing")
+    empty = tmp_path / "empty"
+    empty.touch()
+    assert first_load(section, "", empty), "a file without lines is what its owner wants"
+
+
+@pytest.mark.parametrize(
+    ("section", "more"),
+    [
+        ("bypasses", ", matchers: [a.test]"),
+        ("admissions", ", matchers: [192.0.2.1]"),
+        ("admissions", ", whitelist: true"),
+        ("climiters", ", limits: ['$ 5']"),
+    ],
+)
+def test_without_a_source_what_has_lines_or_is_closed_goes_on(section: str, more: str, tmp_path: Path) -> None:
+    assert first_load(section, more, tmp_path / "missing") is False
+
+
+def test_only_the_first_load_must_not_fail(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_text("a.test\n")
+    build = Build()
+    table = build_bypasses(config_of(f"bypasses: [{{name: x, file: {{path: {path}}}}}]"), build)
+    (reloader,) = build.reloaders
+
+    async def main() -> None:
+        assert await reloader.load()
+        path.unlink()
+        assert not await reloader.load()
+        assert table["x"].contains("tcp", Endpoint("a.test", 1))
+        build.close()
+
+    run(main())

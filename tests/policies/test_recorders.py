@@ -64,7 +64,8 @@ class Gated:
 
 # ---- the queue -----------------------------------------------------------------------------------
 def test_a_slow_sink_holds_nobody_up_and_what_is_dropped_is_counted_and_told() -> None:
-    sink, told = Gated(), []
+    told: list[str] = []
+    sink = Gated()
     recorder = Recorder("r", sink, told.append, limit=3)
     recorder.put(record(b"0"))
     assert sink.entered.wait(10)

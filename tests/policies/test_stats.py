@@ -205,7 +205,8 @@ def test_e01_changes_of_state_are_told_at_once_and_in_order() -> None:
 
 def test_a_report_that_fails_is_sent_again_before_anything_newer() -> None:
     async def main() -> None:
-        told, complaints = Told(), []
+        complaints: list[str] = []
+        told = Told()
         reporter = Reporter(told, report=complaints.append)
         reporter.period = 0.01
         batches = iter(([{"n": 1}], [{"n": 2}], [{"n": 3}]))
