@@ -210,6 +210,8 @@ class Rig:
         self.seen = bytearray()
         if engine == "copy":
             self.flow.taps = [lambda data, up: self.seen.extend(data)]
+        else:
+            self.flow.engine = engine
         self.inner: tuple[Stream, Stream] = (
             Opening(inner_client, prefix=OK),
             Opening(inner_server, prefix=ASK, prompt=True, strip=Word(OK)),
@@ -228,7 +230,7 @@ class Rig:
         pipe_pool(current_hub()).close()
 
 
-ENGINES = pytest.mark.parametrize("engine", ["copy", "splice"])
+ENGINES = pytest.mark.parametrize("engine", ["copy", "splice", "native"])
 
 
 @ENGINES
