@@ -71,7 +71,7 @@ class Assembler:
         self._config = config
         # Own sockets are marked as soon as anything is captured: that is what keeps them out of the capture.
         captures = any(
-            any(key.lower() == "capture" for key in service.listener.metadata)
+            service.listener.kind == "tungo" or any(key.lower() == "capture" for key in service.listener.metadata)
             for service in config.services
             if service.listener is not None
         )

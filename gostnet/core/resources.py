@@ -25,6 +25,9 @@ A value of its own, so that nothing but such a packet meets the rule for them: t
 source as if the packet came from the host itself, with the packet's mark if src_valid_mark is set.
 """
 
+CONNECTION_OWN = 0x01000000
+"""The bit of conntrack marks of connections that a socket of ours began, so that what comes back is known for it."""
+
 CONNECTION_CAPTURED = 0x02000000
 """The bit of conntrack marks that follows a TCP connection whose first packet was captured."""
 

@@ -31,6 +31,7 @@ from typing import Literal
 from gostnet.core.errors import ConfigError
 from gostnet.core.resources import (
     CONNECTION_CAPTURED,
+    CONNECTION_OWN,
     FIRST_TABLE,
     MAIN_TABLE,
     MARK_DIVERTED,
@@ -346,6 +347,11 @@ class _Table:
     # -- tproxy --
     def _divert(self, captures: Sequence[tuple[int, Capture]]) -> None:
         base = self._base("tproxy_in", "prerouting", "filter")
+        if any(inlet.ways for _, inlet in self.inlets):
+            # The way back to the source is looked up with this mark where src_valid_mark is set, and is that of our
+            # socket then; without it, a strict check of the reverse path would expect the packet from the device.
+            ours = nft.reply(), nft.connection_mark(CONNECTION_OWN)
+            self._rule(base, nft.mark(0, MARK_MASK), *ours, nft.set_mark(MARK_OWN, MARK_MASK), nft.accept())
         local = [(n, c) for n, c in captures if c.local]
         by_lo = [(n, c) for n, c in local if not c.device]
         if by_lo:
@@ -401,6 +407,7 @@ class _Table:
     def _keep_away(self) -> None:
         """Send past the devices what is never captured: replies to others, and TCP that is older than the start."""
         base, out = self._base("inlet_out", "output", "route"), self._chain("inlet_out_new")
+        self._rule(base, nft.mark(MARK_OWN, MARK_MASK), nft.set_connection_mark(CONNECTION_OWN), nft.accept())
         self._rule(base, nft.mark(0, MARK_MASK, negate=True), nft.accept())
         for _, inlet in self.inlets:
             if inlet.ways:

@@ -26,6 +26,7 @@ HANDLERS = {
     "sni": "gostnet.protocols.sni.handler",
     "tap": "gostnet.protocols.tap.handler",
     "tun": "gostnet.protocols.tun.handler",
+    "tungo": "gostnet.protocols.transparent.tungo",
 }
 
 CONNECTORS = {

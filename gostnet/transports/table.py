@@ -137,6 +137,7 @@ INGRESS = {
     "redu": "gostnet.ingress.tproxy",
     "tap": "gostnet.ingress.tap",
     "tun": "gostnet.ingress.tun",
+    "tungo": "gostnet.ingress.tungo",
 }
 """Listeners that live where the kernel feeds the pipeline."""
 

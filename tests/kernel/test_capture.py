@@ -291,13 +291,14 @@ def test_rules_of_instances_differ_and_stay_before_the_main_table() -> None:
 def test_everything_that_has_come_back_in_is_handed_over_or_dropped() -> None:
     table = table_of(compile_captures([], [INLET]))
     base = rules_of(table, "tproxy_in")
-    assert base[0] == 'iifname "tungo" goto inlet_0'
-    assert base[1] == f"meta mark & {MARK_MASK:#010x} != 0x00000000 accept"
+    assert "ct direction reply" in base[0]
+    assert base[1] == 'iifname "tungo" goto inlet_0'
+    assert base[2] == f"meta mark & {MARK_MASK:#010x} != 0x00000000 accept"
     chain = rules_of(table, "inlet_0")
     assert chain[0] == f"meta mark & {MARK_MASK:#010x} == {MARK_OWN:#010x} drop", "never our own sockets'"
     assert chain[-1] == "drop"
     assert all("tproxy to" in text or "drop" in text or "transparent 1" in text for text in chain)
-    assert rules_of(table, "inlet_out")[0] == f"meta mark & {MARK_MASK:#010x} != 0x00000000 accept"
+    assert rules_of(table, "inlet_out")[1] == f"meta mark & {MARK_MASK:#010x} != 0x00000000 accept"
 
 
 def test_local_traffic_goes_through_the_device() -> None:

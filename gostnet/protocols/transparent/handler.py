@@ -69,12 +69,14 @@ class ReduHandler:
         tproxy: bool = opt(True, "Captured UDP is always taken by TPROXY.")
         sniffing: SniffingOptions = group(SniffingOptions)
 
-    def __init__(self, options: Options, context: HandlerContext) -> None:
+    def __init__(self, options: Options, context: HandlerContext, *, idle: float = 0.0) -> None:
+        """`idle`: seconds without a datagram after which a flow ends, 0 for as long as the listener lets it."""
         self._context = context
+        self._idle = idle
         self._sniffer = Sniffer.of(options.sniffing)
 
     async def handle(self, flow: Flow, conn: Datagrams, egress: Egress) -> None:
-        """Relay to `flow.target` until the listener ends the session, which it does when the flow is idle."""
+        """Relay to `flow.target` until the flow is idle or the listener ends the session."""
         _require_target(flow)
         assert flow.target is not None
         flow.network = "udp"
@@ -86,6 +88,6 @@ class ReduHandler:
         upstream = await egress.associate(flow, flow.target)
         try:
             flow.connected = True
-            await pump(flow, conn, upstream)
+            await pump(flow, conn, upstream, self._idle)
         finally:
             upstream.abort()
