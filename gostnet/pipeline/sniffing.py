@@ -3,7 +3,7 @@
 What is read goes back to where it was read, so the relay finds the stream as if nobody had looked. No protocol hangs:
 a client that waits for its server is not waited for, and bytes that fit nothing are passed on at once.
 
-The rows SN01, SN02, ... that comments name are those of docs/sniffing.md.
+The rows SN01, SN02, ... of docs/sniffing.md say what differs from GOST.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SniffingOptions:
     """Whether and how long to look."""
 
     sniffing: bool = opt(
-        False, "Look at the first bytes for the host that a client asks for (TLS, HTTP), which bypasses then see."
+        False, "Look at the first bytes for the host that a client asks for, which bypasses and matchers then see."
     )
     timeout: Seconds = opt(
         0.0,

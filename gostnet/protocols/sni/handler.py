@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from ...core.egress import Egress
 from ...core.errors import GostnetError, PolicyDenied, ProtocolError
-from ...core.flow import Flow
+from ...core.flow import Flow, Sniffed
 from ...core.options import Seconds, group, opt
 from ...core.registry import component
 from ...core.stream import Stream
-from ...pipeline.handler import HandlerContext, forward
-from ...pipeline.sniffing import InterceptionOptions, Sniffer, named, refuse_http
+from ...pipeline.handler import HandlerContext
+from ...pipeline.sniffing import InterceptionOptions, Sniffer, forward_requests, named, note, refuse_http
 from .codec import reveal
 
 
@@ -51,12 +51,17 @@ class SniHandler:
             found = await self._sniffer.look(flow, conn)
         if found is None or not found.host:
             raise ProtocolError("no TLS or HTTP that names a server")
-        flow.target = named(found)
-        if self._hash_target:
-            flow.hash = str(flow.target)
-        try:
-            await forward(flow, conn, egress)
-        except GostnetError as exc:
-            if found.method and not flow.connected:
-                await refuse_http(conn, 403 if isinstance(exc, PolicyDenied) else 503)
-            raise
+
+        async def reach(found: Sniffed) -> Stream:
+            note(flow, found)
+            target = named(found)
+            if self._hash_target:
+                flow.hash = str(target)
+            try:
+                return await egress.connect(flow, target)
+            except GostnetError as exc:
+                if found.method:
+                    await refuse_http(conn, 403 if isinstance(exc, PolicyDenied) else 503)
+                raise
+
+        await forward_requests(flow, conn, found, reach)

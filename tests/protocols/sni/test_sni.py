@@ -124,6 +124,26 @@ def test_first_bytes_are_held_until_the_name_is_there(first: bytes) -> None:
     assert b"secret.test" not in sent
 
 
+def test_requests_of_one_connection_go_each_to_its_own_host() -> None:
+    async def main() -> None:
+        with Listening() as server:
+            egress = Rerouted(server.address, "bad.test")
+            async with served(handler(hash="host"), egress) as address:
+                with await Peer.connect(address) as client:
+                    for host in ("a.test", "b.test"):
+                        request = get(host).removesuffix(b"body")
+                        await client.send(request)
+                        with await server.accept() as target:
+                            assert await target.exactly(len(request)) == request
+                            await target.send(b"answer")
+                            assert await client.exactly(6) == b"answer"
+                    await client.send(get("bad.test"))
+                    assert (await client.rest()).startswith(b"HTTP/1.1 403 ")
+            assert egress.asked[:2] == [Endpoint("a.test", 80), Endpoint("b.test", 80)]
+
+    run(main())
+
+
 @pytest.mark.parametrize("first", [b"SSH-2.0-x\r\nmore", b"\x16\x09", b"\x00"])
 def test_other_protocols_pass_at_once(first: bytes) -> None:
     assert Disguise(COVER).feed(first) == first
