@@ -21,18 +21,23 @@ from .selector import Selector
 class Router(Protocol):
     """Gives the route for a destination: a chain, or a group of chains."""
 
+    @property
+    def selective(self) -> bool:
+        """Whether a matcher decides, so that flows to the same target may take different ways."""
+
     def route(self, flow: Flow, target: Endpoint, now: float) -> Route | None: ...
 
 
 class Route:
     """The nodes that one flow goes through, as a way out: each is reached when the one behind it first needs it."""
 
-    __slots__ = ("_last", "chain", "stages")
+    __slots__ = ("_last", "_raced", "chain", "stages")
 
     def __init__(self, stages: Sequence[NodeEgress | RaceEgress], chain: Chain | None = None) -> None:
         self.stages = stages
         self.chain = chain
         self._last = stages[-1]
+        self._raced = any(isinstance(stage, RaceEgress) for stage in stages)
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -48,7 +53,8 @@ class Route:
             raise
         if self.chain is not None:
             self.chain.marker.reset()
-        flow.route = self.path
+        if self._raced:
+            flow.route = self.path
         return found
 
     def _fail(self) -> None:
@@ -94,6 +100,11 @@ class Chain:
         """Return the route to `target`, None for the direct way. Raise NoRoute."""
         stages = self._stages(self.hops, flow, target, now)
         return Route(stages, self) if stages else None
+
+    @property
+    def selective(self) -> bool:
+        """Whether nodes have matchers."""
+        return any(node.matcher is not None for hop in self.hops for node in hop.nodes)
 
     def _stages(
         self, hops: Sequence[Hop], flow: Flow, target: Endpoint, now: float
@@ -173,6 +184,11 @@ class ChainGroup:
 
     entries: Sequence[ChainEntry]
     selector: Selector = field(default_factory=Selector)
+
+    @property
+    def selective(self) -> bool:
+        """Whether chains, or nodes of theirs, have matchers."""
+        return any(entry.matcher is not None or entry.chain.selective for entry in self.entries)
 
     def route(self, flow: Flow, target: Endpoint, now: float) -> Route | None:
         """Return the route of the chain chosen. Raise NoRoute when none is for this flow."""

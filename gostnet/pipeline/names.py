@@ -98,10 +98,9 @@ Permits = Callable[[Endpoint], bool]
 
 @dataclass(slots=True)
 class _Peer:
-    """What is known of a name: the address from `until` - KEEP on, or the datagrams that wait for it."""
+    """What is known of a name: its addresses until a time, or the datagrams that wait for them."""
 
-    port: int
-    host: str = ""
+    hosts: Sequence[str] = ()
     until: float = 0.0
     held: list[Datagram] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
@@ -187,7 +186,7 @@ class AnyPeer(Datagrams):
             self._peers.pop(name, None)
             if len(self._peers) >= MAX_NAMES and not self._forget():
                 return None
-            peer = self._peers[name] = _Peer(datagram.peer.port)
+            peer = self._peers[name] = _Peer()
             if self._scope is None:
                 self._scope = Scope("datagram names")
             peer.task = self._scope.start(self._find(name, peer))
@@ -200,10 +199,12 @@ class AnyPeer(Datagrams):
         return self._addressed(peer, datagram)
 
     def _addressed(self, peer: _Peer, datagram: Datagram) -> Datagram | None:
-        where = Endpoint(peer.host, datagram.peer.port)
-        if not peer.host or (self._permits is not None and not self._permits(where)):
-            return None
-        return Datagram(datagram.data, where, datagram.stride)
+        port = datagram.peer.port
+        for host in peer.hosts:
+            where = Endpoint(host, port)
+            if self._permits is None or self._permits(where):
+                return Datagram(datagram.data, where, datagram.stride)
+        return None
 
     def _forget(self) -> bool:
         """Make room for a name; False if all are being looked up."""
@@ -218,11 +219,9 @@ class AnyPeer(Datagrams):
         try:
             hosts = await self._look_up(name)
         except GostnetError:
-            hosts = ()
-        if self._permits is not None:
-            hosts = [host for host in hosts if self._permits(Endpoint(host, peer.port))]
+            hosts = ()  # that is kept as well: a name that does not exist is not asked about for every datagram
         # GOST prefers the first IPv4 address for names inside datagrams (protocols 1.2).
-        peer.host = next((host for host in hosts if ":" not in host), hosts[0] if hosts else "")
+        peer.hosts = sorted(hosts, key=lambda host: ":" in host)
         peer.until = self._loop.time() + KEEP
         peer.task = None
         held, peer.held = peer.held, []

@@ -29,8 +29,14 @@ INTERVAL = 30.0
 TIMEOUT = 10.0
 """Seconds: GOST's defaults."""
 
-RISE = 2
+RISE = 3
 """Successes in a row after which what was dead is alive."""
+
+RELAPSE = 20
+"""Probes: one that dies again so soon after it came back must then show twice as many successes."""
+
+MAX_RISE = 8
+"""Times that what it must show grows at most."""
 
 SHORTEST = 0.1
 """Seconds between two probes at least."""
@@ -84,6 +90,8 @@ class Probe:
         self._random = source or random.Random()
         self._failures = 0
         self._successes = 0
+        self._needed = self.rise
+        self._lived = RELAPSE
 
     async def run(self) -> None:
         """Probe until cancelled, the first time at once."""
@@ -116,8 +124,10 @@ class Probe:
         if latency is not None and self.latency is not None:
             self.latency.note(latency, now)
         if not self.marker.down:
+            self._lived += 1
             self.marker.reset()
-        elif self._successes >= self.rise:
+        elif self._successes >= self._needed:
+            self._lived = 0
             self.marker.down = False
             self.marker.reset()
             self._log.info(f"{self.name} is alive again{took}")
@@ -131,6 +141,7 @@ class Probe:
         self.marker.mark(now)
         if not self.marker.down and self._failures >= self.fall:
             self.marker.down = True
+            self._needed = min(self._needed * 2, self.rise * MAX_RISE) if self._lived < RELAPSE else self.rise
             if self.latency is not None:
                 self.latency.value = None
             self._log.warn(f"{self.name} is dead: {reason}")

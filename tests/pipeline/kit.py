@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TypeVar
 
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagrams
 from gostnet.core.errors import DialRefused, GostnetError
 from gostnet.core.flow import Flow
+from gostnet.core.hub import current_hub
 from gostnet.core.stream import CHUNK, Buffer, Stream
 from gostnet.pipeline.node import Marker, Node
 from gostnet.pipeline.transport import StreamDialer, Transport
+
+T = TypeVar("T")
 
 
 class Label(Stream):
@@ -98,3 +103,36 @@ def node(
     for key, value in extra.items():
         setattr(made, key, value)
     return made
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock jumps to the next timer as soon as there is nothing else to do: no test waits for time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 1000.0
+        select = self._selector.select
+
+        def jump(timeout: float | None = None) -> object:
+            ready = select(0)
+            if not ready and timeout:
+                self._now += timeout
+            return ready
+
+        self._selector.select = jump
+
+    def time(self) -> float:
+        return self._now
+
+
+def run_virtual(main: Coroutine[object, object, T]) -> T:
+    """Run `main` on a VirtualLoop."""
+
+    async def body() -> T:
+        try:
+            return await main
+        finally:
+            current_hub().close()
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(body())

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from gostnet.core.address import Endpoint
 from gostnet.core.errors import BypassDenied, DialRefused, DialTimeout, GostnetError
-from gostnet.core.flow import Flow, Network
+from gostnet.core.flow import Flow, Network, Sniffed
 from gostnet.core.tasks import run
 from gostnet.pipeline.connector import ConnectorContext
-from gostnet.pipeline.forwarding import NoTarget, reach_target
+from gostnet.pipeline.forwarding import NoTarget, reach_node, reach_target
 from gostnet.pipeline.handler import HandlerContext
 from gostnet.pipeline.hop import Hop
-from gostnet.pipeline.node import Marker, Node
-from gostnet.pipeline.selector import Fifo, Selector
+from gostnet.pipeline.node import Latency, Marker, Node
+from gostnet.pipeline.selector import Fifo, Parallel, Selector
 from gostnet.pipeline.transport import StreamDialer, Transport
+from gostnet.policies.matcher import RuleMatcher
 from gostnet.protocols.forward.connector import ForwardConnector
+
+from .kit import run_virtual
 
 A, B, C = (Endpoint(f"192.0.2.{number}", 80) for number in (1, 2, 3))
 
@@ -118,3 +123,84 @@ def test_no_target_is_an_error_of_its_own() -> None:
             await reach_target(Flow(), made, Dial())
 
     run(main())
+
+
+def test_targets_that_race_are_all_dialled_and_the_flow_goes_on_as_the_first_has_left_it() -> None:
+    dialled: list[str] = []
+    ended: list[str] = []
+
+    async def dial(flow: Flow, target: Endpoint) -> str:
+        flow.target = target
+        flow.route = (str(target),)
+        dialled.append(target.host)
+        try:
+            await asyncio.sleep({A: 0.1, B: 3600, C: 1.0}[target])
+        finally:
+            ended.append(target.host)
+        if target == A:
+            raise DialRefused("a")
+        return f"reached {target}"
+
+    async def main() -> None:
+        made = context(A, B, C)
+        assert isinstance(made.hop, Hop)
+        made.hop.selector = Selector(Parallel())
+        flow = Flow()
+        node, reached = await reach_node(flow, made, dial)
+        assert reached == f"reached {C}"
+        assert node.address == C
+        assert (flow.target, flow.route) == (C, (str(C),))
+        assert dialled == [A.host, B.host, C.host]
+        assert sorted(ended) == sorted(dialled)
+        assert _failures(made) == [1, 0, 0]
+
+    run_virtual(main())
+
+
+def test_when_all_that_race_fail_the_first_error_is_raised_once() -> None:
+    async def main() -> None:
+        made, dial = context(A, B), Dial(a=DialRefused("a"), b=DialTimeout("b"))
+        assert isinstance(made.hop, Hop)
+        made.hop.selector = Selector(Parallel())
+        with pytest.raises(DialRefused, match="a"):
+            await reach_target(Flow(), made, dial)
+        assert sorted(dial.asked) == [A, B]
+        assert _failures(made) == [1, 1]
+
+    run_virtual(main())
+
+
+def test_the_target_depends_on_what_was_sniffed() -> None:
+    async def main() -> None:
+        made = context(A, B)
+        assert isinstance(made.hop, Hop)
+        made.hop.nodes[0].matcher = RuleMatcher("Host(`api.test`)")
+        flow = Flow(target=Endpoint("api.test", 80))  # where it came in says nothing about where it wants to go
+        assert await reach_target(flow, made, Dial()) == f"reached {B}"
+        flow.sniffed = Sniffed("http", "api.test", path="/")
+        made.hop.nodes[0].priority = 1
+        assert await reach_target(flow, made, Dial()) == f"reached {A}"
+        made.hop.nodes = made.hop.nodes[:1]
+        flow.sniffed = Sniffed("http", "web.test", path="/")
+        with pytest.raises(NoTarget, match=r"web: hop forward: no node is for web\.test"):
+            await reach_target(flow, made, Dial())
+
+    run(main())
+
+
+def test_reaching_a_target_measures_it_where_that_matters() -> None:
+    async def main() -> None:
+        made = context(A, B)
+        assert isinstance(made.hop, Hop)
+        for node in made.hop.nodes:
+            node.latency = Latency()
+
+        async def dial(flow: Flow, target: Endpoint) -> str:
+            await asyncio.sleep(0.3)
+            return ""
+
+        await reach_target(Flow(), made, dial)
+        assert made.hop.nodes[0].latency is not None
+        assert made.hop.nodes[0].latency.value == pytest.approx(0.3)
+
+    run_virtual(main())

@@ -191,8 +191,9 @@ class Session:
     def _kept(self, exchange: _Exchange, target: Endpoint) -> Idle | None:
         """Return an open connection to `target` that policies allow to use, None without one. Raise BypassDenied."""
         pool = self._proxy.pool
-        # Only the service's router can tell what holds for a target without connecting to it.
-        if pool is None or not isinstance(self._egress, ServiceRouter):
+        # Only the service's router can tell what holds for a target without connecting to it, and not even that one
+        # where the way depends on who asks for what.
+        if pool is None or not isinstance(self._egress, ServiceRouter) or self._egress.selective:
             return None
         if self._bound is None and not len(pool):
             return None
@@ -206,7 +207,8 @@ class Session:
     async def _dispose(self, exchange: _Exchange, stream: Stream, target: Endpoint, bound: bool) -> None:
         """Keep the origin's connection if it can be used again, close it otherwise."""
         pool = self._proxy.pool
-        if pool is None or not exchange.reusable or not isinstance(self._egress, ServiceRouter):
+        router = self._egress
+        if pool is None or not exchange.reusable or not isinstance(router, ServiceRouter) or router.selective:
             await stream.aclose()
         elif bound or exchange.binds:
             self._bound = Idle(stream, self._flow.route, target)

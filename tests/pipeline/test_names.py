@@ -1,0 +1,302 @@
+"""Names on the way out: nodes and targets with several addresses, datagrams to names, and what bypasses see of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import pytest
+
+from gostnet.core.address import Endpoint
+from gostnet.core.datagrams import Datagram, Datagrams
+from gostnet.core.errors import BypassDenied, DialRefused, ResolveError
+from gostnet.core.flow import Flow
+from gostnet.core.tasks import run
+from gostnet.pipeline.chain import Chain
+from gostnet.pipeline.direct import Direct as RealDirect
+from gostnet.pipeline.hop import Hop
+from gostnet.pipeline.names import MAX_HELD, AnyPeer, addresses_of
+from gostnet.pipeline.router import ServiceRouter
+from gostnet.policies.bypass import PatternBypass, combine
+
+from .kit import Direct, Label, node, run_virtual
+from .test_router import TARGET, Matches, Table, way
+
+
+class Slow(Table):
+    """A resolver whose answers wait until they are let go."""
+
+    def __init__(self, **names: list[str]) -> None:
+        super().__init__(**names)
+        self.asked: list[str] = []
+        self.gate: asyncio.Event | None = None
+
+    async def resolve(self, host: str, family: int = 0) -> list[str]:
+        self.asked.append(host)
+        if self.gate is not None and host.startswith("slow"):
+            await self.gate.wait()
+        return await super().resolve(host, family)
+
+
+def test_hosts_go_before_the_resolver_and_neither_touches_what_it_does_not_know() -> None:
+    async def main() -> None:
+        hosts, resolver = Table(a_test=["192.0.2.1"]), Table(a_test=["192.0.2.9"], b_test=["192.0.2.2", "192.0.2.3"])
+        assert await addresses_of("a.test", hosts, resolver) == ["192.0.2.1"]
+        assert await addresses_of("b.test", hosts, resolver) == ["192.0.2.2", "192.0.2.3"]
+        assert await addresses_of("b.test", hosts, None) == ()
+        assert await addresses_of("192.0.2.7", None, resolver) == ()
+        assert await addresses_of("", hosts, resolver) == ()
+        with pytest.raises(ResolveError):
+            await addresses_of("c.test", hosts, resolver)
+
+    run(main())
+
+
+# ---- targets -------------------------------------------------------------------------------------
+def test_y15_a_target_is_tried_by_all_its_addresses() -> None:
+    direct = Direct(dead=("192.0.2.1:80",))
+    router = ServiceRouter(direct, resolver=Table(web_test=["192.0.2.1", "192.0.2.2"]))
+    assert way(router, Endpoint("web.test", 80)) == ("tcp 192.0.2.2:80",)
+    assert direct.asked == ["192.0.2.1:80", "192.0.2.2:80"]
+
+
+def test_y15_hosts_give_all_their_addresses_to_a_chain_as_well() -> None:
+    def refuse_first(step: str, target: Endpoint | None) -> DialRefused | None:
+        return DialRefused("refused") if target == Endpoint("192.0.2.1", 80) else None
+
+    direct = Direct()
+    item = node("proxy", 1, fail=refuse_first)
+    routes = Chain("c", [Hop("h", [item])], direct)
+    router = ServiceRouter(direct, routes, hosts=Table(web_test=["192.0.2.1", "192.0.2.2"]))
+    assert way(router, Endpoint("web.test", 80)) == ("tcp 192.0.2.1:1", "proxy 192.0.2.2:80")
+    assert item.marker.failures == 0
+
+
+def test_r13_each_address_has_the_route_that_is_for_it() -> None:
+    direct = Direct(dead=("192.0.2.1:7",))
+    routes = Chain("c", [Hop("h", [node("proxy", 7)], bypass=Matches("198.51.100.2:80"))], direct)
+    router = ServiceRouter(direct, routes, resolver=Table(web_test=["198.51.100.1", "198.51.100.2"]))
+    assert way(router, Endpoint("web.test", 80)) == ("tcp 198.51.100.2:80",)
+
+
+def test_r16_of_several_addresses_the_refused_ones_are_never_tried() -> None:
+    direct = Direct(dead=("192.0.2.2:80",))
+    router = ServiceRouter(
+        direct, resolver=Table(web_test=["10.0.0.1", "192.0.2.2", "192.0.2.3"]), bypass=Matches("10.0.0.1:80")
+    )
+    assert way(router, Endpoint("web.test", 80)) == ("tcp 192.0.2.3:80",)
+    assert direct.asked == ["192.0.2.2:80", "192.0.2.3:80"]
+
+
+def test_r16_a_whitelist_has_decided_by_the_name() -> None:
+    allowed = PatternBypass.from_patterns(["web.test"], whitelist=True)
+    router = ServiceRouter(Direct(), resolver=Table(web_test=["192.0.2.1"], no_test=["192.0.2.1"]), bypass=allowed)
+    assert way(router, Endpoint("web.test", 80)) == ("tcp 192.0.2.1:80",)
+    with pytest.raises(BypassDenied):
+        way(router, Endpoint("no.test", 80))
+    inner = PatternBypass.from_patterns(["192.0.2.0/24"])
+    both = combine([allowed, inner])
+    router = ServiceRouter(Direct(), resolver=Table(web_test=["192.0.2.1"]), bypass=both)
+    with pytest.raises(BypassDenied):
+        way(router, Endpoint("web.test", 80))
+
+
+def test_r16_the_systems_resolver_does_not_lead_around_the_bypass_either() -> None:
+    bypass = PatternBypass.from_patterns(["127.0.0.0/8"])
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            target = Endpoint("inner.test", server.getsockname()[1])
+            for routes in (None, Chain("c", [Hop("h", [])], Direct())):
+                router = ServiceRouter(RealDirect(Table(inner_test=["127.0.0.1"])), routes, bypass=bypass)
+                with pytest.raises(BypassDenied, match=r"127\.0\.0\.1.*behind inner\.test"):
+                    await router.connect(Flow(), target)
+                with pytest.raises(BypassDenied):
+                    await router.associate(Flow(), target)
+            router = ServiceRouter(RealDirect(Table(inner_test=["127.0.0.1"])), bypass=Matches("10.0.0.1:1"))
+            stream = await router.connect(Flow(), target)
+            await stream.aclose()
+
+    run(main())
+
+
+# ---- nodes ---------------------------------------------------------------------------------------
+def test_a_node_is_reached_by_any_of_its_addresses_and_keeps_its_name_for_tls() -> None:
+    names: list[str] = []
+
+    class Layer:
+        async def client(self, flow: Flow, below: Label, name: str) -> Label:
+            names.append(name)
+            return below
+
+    direct = Direct(dead=("198.51.100.1:1080",))
+    item = node("proxy", 1080, resolver=Table(proxy_test=["198.51.100.1", "198.51.100.2"]))
+    item.address = Endpoint("proxy.test", 1080)
+    item.transport = type(item.transport)("tls", item.transport.dialer, (Layer(),))  # type: ignore[arg-type]
+    assert way(ServiceRouter(direct, Chain("c", [Hop("h", [item])], direct))) == (
+        "tcp 198.51.100.2:1080",
+        f"proxy {TARGET}",
+    )
+    assert names == ["proxy.test"]
+    assert item.marker.failures == 0
+
+
+def test_a_second_node_is_tried_by_all_its_addresses_each_through_the_first() -> None:
+    def refuse(step: str, target: Endpoint | None) -> DialRefused | None:
+        return DialRefused("refused") if target == Endpoint("198.51.100.1", 2) else None
+
+    direct = Direct()
+    first, second = node("a", 1, fail=refuse), node("b", 2, hosts=Table(b_test=["198.51.100.1", "198.51.100.2"]))
+    second.address = Endpoint("b.test", 2)
+    routes = Chain("c", [Hop("h", [first]), Hop("i", [second])], direct)
+    assert way(ServiceRouter(direct, routes)) == ("tcp 192.0.2.1:1", "a 198.51.100.2:2", f"b {TARGET}")
+    assert direct.asked == ["192.0.2.1:1"] * 2
+    assert (first.marker.failures, second.marker.failures) == (0, 0)
+    assert direct.streams[0].aborted
+
+
+def test_c08_a_node_whose_name_has_no_address_is_marked() -> None:
+    direct = Direct()
+    item = node("proxy", 1, resolver=Table())
+    item.address = Endpoint("proxy.test", 1)
+    with pytest.raises(ResolveError):
+        way(ServiceRouter(direct, Chain("c", [Hop("h", [item])], direct)))
+    assert item.marker.failures == 1
+    assert direct.asked == []
+
+
+# ---- datagrams -----------------------------------------------------------------------------------
+def peers(count: int) -> list[socket.socket]:
+    made = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
+    for each in made:
+        each.bind(("127.0.0.1", 0))
+        each.setblocking(False)
+    return made
+
+
+async def heard(sock: socket.socket) -> bytes:
+    async with asyncio.timeout(5):
+        return await asyncio.get_running_loop().sock_recv(sock, 2048)
+
+
+def silent(sock: socket.socket) -> bool:
+    try:
+        sock.recv(1)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def to(sock: socket.socket, name: str, data: bytes = b"x") -> Datagram:
+    return Datagram(data, Endpoint(name, sock.getsockname()[1]))
+
+
+def test_a_slow_name_holds_back_no_other_datagram() -> None:
+    async def main() -> None:
+        resolver = Slow(slow_test=["127.0.0.1"], fast_test=["::1", "127.0.0.1"])
+        resolver.gate = asyncio.Event()
+        one, two = peers(2)
+        with one, two:
+            association = await RealDirect(resolver).associate(Flow(), None)
+            assert isinstance(association, AnyPeer)
+            try:
+                await association.send([to(one, "slow.test", b"1"), to(one, "Slow.test", b"2"), to(two, "fast.test")])
+                await association.send([Datagram(b"4", Endpoint("127.0.0.1", two.getsockname()[1]))])
+                assert {await heard(two), await heard(two)} == {b"x", b"4"}
+                assert silent(one)
+                resolver.gate.set()
+                assert [await heard(one), await heard(one)] == [b"1", b"2"]
+                await association.send([to(one, "slow.test", b"3")])
+                assert await heard(one) == b"3"
+                assert sorted(resolver.asked) == ["fast.test", "slow.test"]
+            finally:
+                association.abort()
+
+    run(main())
+
+
+def test_names_without_an_address_are_dropped_and_what_waits_is_bounded() -> None:
+    async def main() -> None:
+        resolver = Slow(slow_test=["127.0.0.1"], fast_test=["127.0.0.1"])
+        resolver.gate = asyncio.Event()
+        one, two = peers(2)
+        with one, two:
+            association = await RealDirect(resolver).associate(Flow(), None)
+            try:
+                await association.send([to(one, "nowhere.test")])
+                batch = Datagram(b"ab" * (MAX_HELD + 10), Endpoint("slow.test", one.getsockname()[1]), 2)
+                await association.send([batch, to(two, "fast.test"), Datagram(b"y", Endpoint("fast.test", 0))])
+                resolver.gate.set()
+                # One place was taken by the name that has no address.
+                got = [await heard(one) for _ in range(MAX_HELD - 1)]
+                assert got == [b"ab"] * (MAX_HELD - 1)
+                await association.send([to(two, "fast.test", b"later")])
+                # There was no room for it while the others waited.
+                assert await heard(two) == b"later"
+                assert silent(one)
+            finally:
+                await association.aclose()
+
+    run(main())
+
+
+def test_datagrams_follow_the_services_hosts_resolver_and_bypass() -> None:
+    async def main() -> None:
+        one, two = peers(2)
+        with one, two:
+            bypass = PatternBypass.from_patterns([f"127.0.0.1:{two.getsockname()[1]}"])
+            router = ServiceRouter(
+                RealDirect(Table()),
+                hosts=Table(one_test=["127.0.0.1"]),
+                resolver=Table(two_test=["127.0.0.1"]),
+                bypass=bypass,
+            )
+            association: Datagrams = await router.associate(Flow(), None)
+            try:
+                await association.send([to(two, "two.test"), to(one, "one.test", b"1")])
+                assert await heard(one) == b"1"
+                await association.send([to(two, "one.test"), to(one, "two.test", b"2")])
+                assert await heard(one) == b"2"
+                assert silent(two)
+            finally:
+                association.abort()
+
+    run(main())
+
+
+def test_the_peer_of_an_association_keeps_the_name_that_was_asked_for() -> None:
+    async def main() -> None:
+        (server,) = peers(1)
+        with server:
+            router = ServiceRouter(RealDirect(Table()), resolver=Table(echo_test=["127.0.0.1"]))
+            target = Endpoint("echo.test", server.getsockname()[1])
+            association = await router.associate(Flow(), target)
+            try:
+                await association.send([Datagram(b"ping", target)])
+                server.sendto(await heard(server), ("127.0.0.1", association.local.port))
+                batch: Sequence[Datagram] = await association.receive()
+                assert [(bytes(each.data), each.peer) for each in batch] == [(b"ping", target)]
+            finally:
+                association.abort()
+
+    run(main())
+
+
+def test_aborting_an_association_ends_its_look_ups() -> None:
+    async def main() -> None:
+        resolver = Slow(slow_test=["127.0.0.1"])
+        resolver.gate = asyncio.Event()
+        (one,) = peers(1)
+        with one:
+            association = await RealDirect(resolver).associate(Flow(), None)
+            await association.send([to(one, "slow.test")])
+            await asyncio.sleep(0)
+            assert resolver.asked == ["slow.test"]
+            association.abort()
+            await asyncio.sleep(0)
+            resolver.gate.set()
+            await asyncio.sleep(0)
+            assert silent(one)
+
+    run_virtual(main())
