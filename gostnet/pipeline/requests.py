@@ -29,9 +29,21 @@ class Requests(Stream):
     """A client's stream that ends, for its reader, before a request which `decide` wants elsewhere.
 
     pending    that request, None if there is none
+    ended      the client has been told that no more answers come
     """
 
-    __slots__ = ("_below", "_body", "_decide", "_held", "_maybe", "_passing", "_reader", "on_pending", "pending")
+    __slots__ = (
+        "_below",
+        "_body",
+        "_decide",
+        "_held",
+        "_maybe",
+        "_passing",
+        "_reader",
+        "ended",
+        "on_pending",
+        "pending",
+    )
 
     def __init__(self, below: Stream, decide: Decide) -> None:
         """Watch `below`, which stays its owner's; a stream that nobody has `armed` adds nothing."""
@@ -44,6 +56,7 @@ class Requests(Stream):
         self._reader = HeadReader()
         self._maybe: StreamRecogniser | None = None
         self.pending: Sniffed | None = None
+        self.ended = False
         self.on_pending: Callable[[], object] | None = None
 
     def arm(self, first: Sniffed) -> None:
@@ -124,6 +137,7 @@ class Requests(Stream):
     async def send_eof(self) -> None:
         """Pass on the end of the server, unless another one is to follow."""
         if self.pending is None:
+            self.ended = True
             await self._below.send_eof()
 
     async def aclose(self) -> None:
@@ -155,7 +169,7 @@ async def relay_requests(
     """
     while True:
         await _relay_until_pending(flow, requests, upstream, idle)
-        if requests.pending is None:
+        if requests.pending is None or requests.ended:
             return
         flow.tried = ()
         upstream = await reach(requests.pending)

@@ -215,6 +215,26 @@ def test_server_that_does_not_leave_is_left(monkeypatch: pytest.MonkeyPatch) -> 
     run(main())
 
 
+def test_no_server_is_asked_for_a_client_that_was_told_the_end() -> None:
+    async def main() -> None:
+        client, inside = stream_pair()
+        servers = Servers()
+        requests = Requests(inside, servers.stays)
+        requests.arm(FIRST)
+        scope = Scope("test")
+        task = scope.start(relay_requests(Flow(), requests, await servers.reach(FIRST), servers.reach), "relay")
+        await client.send(get("a.test"))
+        _, server = await servers.ends.get()
+        assert await server.receive() == get("a.test")
+        await server.aclose()
+        assert await client.receive() == b""
+        await client.send(get("b.test"))
+        await task
+        assert servers.ends.empty()
+
+    run(main())
+
+
 def test_refusal_of_a_later_request_ends_the_connection() -> None:
     async def main() -> None:
         client, inside = stream_pair()
