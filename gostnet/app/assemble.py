@@ -25,7 +25,7 @@ from ..pipeline.router import ServiceRouter
 from ..pipeline.service import Service
 from ..pipeline.transport import Listener, ListenerContext
 from ..policies import auth
-from ..policies.build import Build, build_authers, build_climiters, build_limiters, build_rlimiters
+from ..policies.build import Build, build_authers, build_climiters, build_limiters, build_rlimiters, build_routers
 from ..policies.build_books import build_observers, build_quotas, build_recorders, uses_of
 from ..policies.observer import Reporter
 from ..policies.quota import Quota
@@ -35,6 +35,7 @@ from ..transports.proxy_protocol import ProxyProtocol
 from .chains import Chains
 from .dialing import dial_options
 from .parts import Lazy, Parts, bind, own_credentials
+from .routes import Routes
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class Assembly:
     nodes: dict[tuple[str, ...], Node] = field(default_factory=dict)
     hooks: dict[str, ServiceOptions] = field(default_factory=dict)
     probes: list[Probe] = field(default_factory=list)
+    routes: Routes = field(default_factory=Routes)
 
 
 class Assembler:
@@ -86,6 +88,7 @@ class Assembler:
         self._limiters = build_limiters(config, build)
         self._climiters = build_climiters(config, build)
         self._rlimiters = build_rlimiters(config, build)
+        self._routes = Routes(build_routers(config, build))
         self._previous = previous
         self._quotas = build_quotas(config, build, previous.build.quotas if previous else {})
         self._recorders = build_recorders(config, build, previous.build.recorders if previous else {})
@@ -112,7 +115,9 @@ class Assembler:
             identity[section.name] = _identity(section, self._config)
         self._refuse_problems()
         chains = self._chains
-        return Assembly(services, identity, self._log, self._parts.build, chains.nodes, self._hooks, chains.probes)
+        return Assembly(
+            services, identity, self._log, self._parts.build, chains.nodes, self._hooks, chains.probes, self._routes
+        )
 
     # ---- references ----------------------------------------------------------------------------
     def _authenticator(self, section: schema.Handler) -> Authenticator | None:
@@ -279,6 +284,7 @@ class Assembler:
             tls=lambda alpn: self._parts.server_tls(listener.tls, f"{listener.path}.tls", alpn),
             forwards=forwarder is not None
             and bool(forwarder.nodes or forwarder.hop or forwarder.name or forwarder.hop_group),
+            router=lambda name: self._routes.use(name, options.socket.netns),
             log=log,
         )
         made: Listener = stack.make(
@@ -335,7 +341,7 @@ def _identity(section: schema.Service, config: schema.Config) -> object:
     listener = section.listener
     if listener is not None and listener.kind in ("tun", "tap"):
         # Its one connection lasts as long as the device, so whatever that connection was begun with counts.
-        return (section, config.chains, config.hops, config.authers)
+        return (section, config.chains, config.hops, config.authers, config.routers)
     place = {key.lower(): value for key, value in section.metadata.items() if key.lower() in ("netns",)}
     return (section.addr, listener.kind if listener else "tcp", listener, repr(place))
 

@@ -23,8 +23,9 @@ from .assemble import Assembler, Assembly
 from .catalog import catalog
 from .checking import check_loaded
 from .hooks import run_hooks
-from .kernel import KernelState, wanted_by
+from .kernel import KernelState, Wanted, wanted_by
 from .names import system_resolver
+from .routes import RouteKeeper
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that connections have to end by themselves at a stop."""
@@ -87,6 +88,7 @@ class Daemon:
         self._assembly: Assembly | None = None
         self._kernel = KernelState(invocation.instance)
         self._loading = Scope("loaders")
+        self._keeping = Scope("routes")
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
 
@@ -139,7 +141,7 @@ class Daemon:
                 await run_hooks("pre-up", assembly.hooks[service.name].pre_up, service.log)
                 await service.open()
                 opened.append(service)
-            await in_thread(self._kernel.apply, wanted_by(assembly.services.values()))
+            await in_thread(self._kernel.apply, _wanted(assembly))
         except BaseException:
             for service in opened:
                 await service.aclose()
@@ -149,6 +151,13 @@ class Daemon:
             await run_hooks("post-up", assembly.hooks[service.name].post_up, service.log)
             self._serve(service, scope)
         self._keep_loading(assembly)
+        self._keep_routes(assembly)
+
+    def _keep_routes(self, assembly: Assembly) -> None:
+        """Follow the tables of routers, and links that come and go, until the next reload."""
+        self._keeping = Scope("routes")
+        keeper = RouteKeeper(self._kernel, assembly.log)
+        self._keeping.start(keeper.run(assembly.routes, lambda: _wanted(assembly)))
 
     def _keep_loading(self, assembly: Assembly) -> None:
         """Read the sources of policies again, and probe nodes, from time to time until the next reload."""
@@ -252,6 +261,7 @@ class Daemon:
         gone = [name for name in old.services if name not in kept]
         opened: list[Service] = []
         closed: list[Service] = []
+        await self._keeping.cancel()
         try:
             for name in gone:
                 running = self._running[name]
@@ -266,14 +276,15 @@ class Daemon:
                     await service.open()
                     opened.append(service)
             wanted = [old.services[name] for name in kept] + opened
-            await in_thread(self._kernel.apply, wanted_by(wanted))
+            await in_thread(self._kernel.apply, fresh.routes.added_to(wanted_by(wanted)))
         except BaseException:
             for service in opened:
                 await service.aclose()
             for service in closed:
                 await service.open()
                 self._serve(service, scope)
-            await in_thread(self._kernel.apply, wanted_by(old.services.values()))
+            await in_thread(self._kernel.apply, _wanted(old))
+            self._keep_routes(old)
             raise
         for name in kept:
             old.services[name].adopt(fresh.services[name])
@@ -287,6 +298,7 @@ class Daemon:
             self._serve(service, scope)
         await self._stop_loading(old, fresh)
         self._keep_loading(fresh)
+        self._keep_routes(fresh)
         old_log, self._assembly = old.log, fresh
         if old_log.sink is not fresh.log.sink:
             old_log.sink.close()
@@ -295,6 +307,7 @@ class Daemon:
     async def _wind_down(self, scope: Scope) -> None:
         """Stop accepting, let connections drain, cancel the rest, give the kernel back."""
         services = [running.service for running in self._running.values()]
+        await self._keeping.cancel()
         hooks = self._assembly.hooks if self._assembly is not None else {}
         for running in self._running.values():
             await run_hooks("pre-down", hooks[running.service.name].pre_down, running.service.log)
@@ -311,6 +324,11 @@ class Daemon:
         await in_thread(self._kernel.rollback)
         for service in services:
             await run_hooks("post-down", hooks[service.name].post_down, service.log)
+
+
+def _wanted(assembly: Assembly) -> Wanted:
+    """Return what the services and routers of a configuration want of the kernel."""
+    return assembly.routes.added_to(wanted_by(assembly.services.values()))
 
 
 def _with_hint(exc: GostnetError) -> str:

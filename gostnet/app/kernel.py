@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..config.argv import Invocation
 from ..config.load import Loader
-from ..core.errors import GostnetError
-from ..core.resources import Resource
+from ..core.errors import GostnetError, KernelError
+from ..core.resources import Key, Resource
 from ..pipeline.service import Service
 
 if TYPE_CHECKING:
@@ -35,11 +36,23 @@ def wanted_by(services: Iterable[Service]) -> dict[str, list[Resource]]:
 
 
 class KernelState:
-    """What one instance makes the kernel hold, in every namespace where it has listeners. Synchronous."""
+    """What one instance makes the kernel hold, in every namespace where it has listeners or routes.
+
+    Synchronous; calls from several threads take their turns.
+    """
 
     def __init__(self, instance: str) -> None:
         self._instance = instance
         self._provisioners: dict[str, Provisioner] = {}
+        self._turn = Lock()
+
+    @property
+    def left_out(self) -> dict[Key, KernelError]:
+        """What the kernel has refused at the last `apply`, and could be done without."""
+        found: dict[Key, KernelError] = {}
+        for netns, provisioner in tuple(self._provisioners.items()):
+            found |= {(*key, netns): exc for key, exc in provisioner.left_out.items()}
+        return found
 
     def recover(self) -> list[Step]:
         """Undo what dead instances left in the daemon's namespace, if there is a trace of any."""
@@ -52,6 +65,10 @@ class KernelState:
 
     def apply(self, wanted: Wanted) -> list[Step]:
         """Make the kernel hold `wanted`, no more and no less of ours. Raise KernelError, with nothing half done."""
+        with self._turn:
+            return self._apply(wanted)
+
+    def _apply(self, wanted: Wanted) -> list[Step]:
         if not wanted and not self._provisioners:
             return []
         from ..kernel.provision import Provisioner
@@ -67,12 +84,13 @@ class KernelState:
     def rollback(self) -> list[Step]:
         """Undo everything and close."""
         steps: list[Step] = []
-        while self._provisioners:
-            _, provisioner = self._provisioners.popitem()
-            try:
-                steps += provisioner.rollback()
-            finally:
-                provisioner.close()
+        with self._turn:
+            while self._provisioners:
+                _, provisioner = self._provisioners.popitem()
+                try:
+                    steps += provisioner.rollback()
+                finally:
+                    provisioner.close()
         return steps
 
 
@@ -91,7 +109,7 @@ def plan(invocation: Invocation) -> int:
     try:
         assembly = assemble(loaded, lenient=invocation.lenient)
         steps: list[Step] = []
-        for netns, resources in wanted_by(assembly.services.values()).items():
+        for netns, resources in assembly.routes.added_to(wanted_by(assembly.services.values())).items():
             with Provisioner(invocation.instance, netns=netns or None) as provisioner:
                 steps += provisioner.plan(resources)
     except GostnetError as exc:

@@ -205,8 +205,13 @@ def _interface(name: str) -> str:
     return ""
 
 
+KERNEL_ROUTER: Final = "kernel"
+"""The router of this name is the kernel's routing, unless the configuration has one of the name."""
+
+
 def metadata_references(config: schema.Config) -> Iterator[Reference]:
     """Yield the names of objects that metadata holds."""
+    routers = {router.name for router in config.routers}
     for service in config.services:
         for part in (service.handler, service.listener):
             if part is None:
@@ -215,6 +220,6 @@ def metadata_references(config: schema.Config) -> Iterator[Reference]:
                 lower = key.lower()
                 target = _REFERENCES.get(lower) if part is service.handler else None
                 if lower in ("router", "tun.router") and part.kind in ("router", "tun"):
-                    target = "routers"
+                    target = "routers" if value != KERNEL_ROUTER or value in routers else None
                 if target and isinstance(value, str) and value:
                     yield Reference(f"{part.path}.metadata.{key}", value, target)

@@ -10,6 +10,7 @@ from .address import Endpoint
 from .datagrams import Datagrams
 from .egress import Egress
 from .flow import Flow, Network, Shapers
+from .packets import IPNetwork
 from .stream import Stream
 
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -47,6 +48,38 @@ class Resolver(Protocol):
 
     async def resolve(self, host: str, family: int = 0) -> list[str]:
         """Return one or more addresses. Raise ResolveError."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRoute:
+    """A way to a network.
+
+    network       that has the destination; None where routes have other names
+    destination   what the route leads to, as it is written
+    gateway       the neighbour by which it is reached, "" if it is a neighbour itself
+    protocol      who has made the route: "static" of a table, of the kernel what ip(8) shows, such as "bgp"
+    """
+
+    network: IPNetwork | None
+    destination: str
+    gateway: str
+    protocol: str = ""
+
+
+class Router(Protocol):
+    """Knows the ways to networks, as the kernel's routing does: the most specific one counts.
+
+    generation   another number whenever an answer may have changed, for those who remember answers
+    """
+
+    @property
+    def generation(self) -> int: ...
+
+    def get_route(self, destination: str, *, network: str = "", protocol: str = "") -> NetworkRoute | None:
+        """Return the route to an address (or to what routes are named by), None if there is none.
+
+        `network` and `protocol` leave only routes to that network, or of that origin. Takes microseconds.
+        """
 
 
 class Slot(Protocol):

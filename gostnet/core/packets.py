@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import TYPE_CHECKING
 
 from .address import IPAddress
 from .datagrams import Datagrams
 from .stream import Buffer, Closable
+
+if TYPE_CHECKING:
+    from .contracts import Router  # which needs this module
 
 IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
@@ -37,10 +41,12 @@ class Setup:
 
     addresses   the device's own, with their networks, in the configured order
     ways        the networks behind it
+    router      chooses among peers by their addresses as gateways, in place of `ways`; the listener's to close
     """
 
     addresses: tuple[IPInterface, ...] = ()
     ways: tuple[Way, ...] = ()
+    router: Router | None = None
 
 
 NO_SETUP = Setup()

@@ -256,9 +256,10 @@ class Address(Resource):
 class Route(Resource):
     """A route; `destination` is a network, `0.0.0.0/0` or `::/0` for everything.
 
-    metric   0 for the kernel's default
-    raw      of an observed route: the message that describes it whole, with what has no field here, so that a route
-             which was replaced comes back as it was
+    metric      0 for the kernel's default
+    raw         of an observed route: the message that describes it whole, with what has no field here, so that a
+                route which was replaced comes back as it was
+    tentative   left out, and tried again later, where the kernel refuses it: its gateway may not be there yet
     """
 
     kind: ClassVar[str] = "route"
@@ -272,6 +273,7 @@ class Route(Resource):
     metric: int = 0
     protocol: int = ROUTE_PROTOCOL
     raw: bytes = field(default=b"", repr=False, compare=False)
+    tentative: bool = field(default=False, repr=False, compare=False)
 
     @property
     def version(self) -> int:

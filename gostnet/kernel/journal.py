@@ -152,6 +152,7 @@ class Journal:
         self.path = path
         self._descriptor = descriptor
         self.header, self.changes, self._end = _parse(_read(descriptor))
+        self._latest: dict[Key, bytes] = {}
 
     @classmethod
     def open(cls, path: Path, *, create: bool = True) -> Journal | None:
@@ -192,11 +193,18 @@ class Journal:
             raise KernelError(f"write {self.path}", exc.errno or 0) from exc
         self._end = 0
         self._write(_line(asdict(header) | {"version": _VERSION, "owner": list(header.owner)}))
-        self.header, self.changes = header, []
+        self.header, self.changes, self._latest = header, [], {}
 
     def append(self, change: Change) -> None:
-        """Record a change; it is on disk when this returns. Raise KernelError."""
-        self._write(_line({"before": _dump(change.before), "after": _dump(change.after)}))
+        """Record a change; it is on disk when this returns. Raise KernelError.
+
+        One that is just as the last of its key there is not written again: what is tried over and over would fill
+        the disk.
+        """
+        line = _line({"before": _dump(change.before), "after": _dump(change.after)})
+        if self._latest.get(change.key) != line:
+            self._write(line)
+            self._latest[change.key] = line
         self.changes.append(change)
 
     def note(self, change: Change) -> None:

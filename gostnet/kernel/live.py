@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gostnet.core.errors import KernelError
@@ -69,7 +70,10 @@ class LiveKernel:
                 return found[0] if found else None
             case Route():
                 routes = self._route.routes(item.version, item.table)
-                return next((route for route in routes if route.key == item.key), None)
+                found_route = next((route for route in routes if route.key == item.key), None)
+                if found_route is not None and not item.device and found_route.gateway == item.gateway:
+                    return replace(found_route, device="")  # the kernel has found the device by the gateway
+                return found_route
             case Rule():
                 return item if item in self._route.rules() else None
             case NftTable():

@@ -14,7 +14,18 @@ from types import TracebackType
 from typing import Protocol
 
 from gostnet.core.errors import KernelError
-from gostnet.core.resources import FIRST_TABLE, SLOTS, Capture, Inlet, Key, Masquerade, NftTable, Resource, tables_of
+from gostnet.core.resources import (
+    FIRST_TABLE,
+    SLOTS,
+    Capture,
+    Inlet,
+    Key,
+    Masquerade,
+    NftTable,
+    Resource,
+    Route,
+    tables_of,
+)
 
 from . import netns as namespaces
 from . import watch
@@ -73,6 +84,8 @@ class Provisioner:
         """
         table_name(instance)
         self.instance = instance
+        self.left_out: dict[Key, KernelError] = {}
+        """Of the last `apply`, the tentative routes that the kernel has refused."""
         self._state_dir = state_dir
         self._start_guard = start_guard
         self._journal: Journal | None = None
@@ -140,6 +153,7 @@ class Provisioner:
     def _apply(self, journal: Journal, wanted: Sequence[Resource]) -> list[Step]:
         """Do what `apply` says, with the other instances standing still as far as they share something with us."""
         assert journal.header is not None
+        self.left_out = {}
         claims = inherited(journal.path, journal.header, wanted, journal.held)
         claims = [change for change in claims if self._kernel.observe(_item(change)) == change.after]
         done: list[Step] = []
@@ -149,8 +163,7 @@ class Provisioner:
             held = journal.held
             left_to_others = spared(journal.path, journal.header, held)
             for step in plan(wanted, held, self._kernel, left_to_others):
-                self._step(journal, step)
-                done.append(step)
+                self._step(journal, step, done)
         except KernelError:
             self._take_back(journal, done)
             for change in claims:
@@ -222,15 +235,21 @@ class Provisioner:
         table = NftTable(table_name(self.instance), content, note=f"slot {self._slot}")
         return (*sysctls_of(wanted), *others, table)
 
-    def _step(self, journal: Journal, step: Step) -> None:
+    def _step(self, journal: Journal, step: Step, done: list[Step]) -> None:
+        """Make a step and add it to those done, unless it is one that may be left out and has been."""
         if step.verb == "keep":
+            done.append(step)
             return
         journal.append(change_of(step))
         try:
             perform(step, self._kernel)
-        except KernelError:
+        except KernelError as exc:
             self._forget(journal, step)  # a step that fails has changed nothing
-            raise
+            if not (isinstance(step.item, Route) and step.item.tentative and step.verb != "drop"):
+                raise
+            self.left_out[step.item.key] = exc
+        else:
+            done.append(step)
 
     def _forget(self, journal: Journal, step: Step) -> None:
         """Record that a step is taken back; on disk if other instances have to know."""

@@ -1,5 +1,8 @@
 """Look one destination up in the kernel's routing, as it would be for a packet with a mark, a user and a device.
 
+`RouteLookup` asks each time, `KernelRouter` is the same as a router of whoever has one, and remembers answers for as
+long as nothing changes.
+
 Some 20 us a look-up: the message is encoded and read by hand, as pyroute2 takes 30 times as long here and has no way
 to ask for the matched route. The kernel answers within `send`, so a look-up never blocks and may run on an event loop.
 """
@@ -11,11 +14,15 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Literal, TypeAlias
 
+from gostnet.core.address import parse_ip
+from gostnet.core.contracts import NetworkRoute
 from gostnet.core.errors import DialUnreachable, KernelError
 
+from . import netns
+from .changes import Changes, Topic
 from .netlink import RouteSocket
 
 RouteType: TypeAlias = Literal["unicast", "local", "broadcast", "anycast", "multicast", "other"]
@@ -48,6 +55,8 @@ class FoundRoute:
     source    the address that a socket without one of its own would get, "" if the kernel says none
     mtu       bytes, as far as a route or a learnt path MTU says; 0 for the interface's own
     prefix    of the matched route, with `matched`; else that of the destination alone
+    network   first address of the matched route's network, with `matched`; else the destination
+    protocol  who has made the route, as the kernel numbers them (rtnetlink(7), rtm_protocol)
     """
 
     type: RouteType
@@ -57,6 +66,8 @@ class FoundRoute:
     source: str = ""
     mtu: int = 0
     prefix: int = 0
+    network: str = ""
+    protocol: int = 0
 
 
 class RouteLookup(RouteSocket):
@@ -104,8 +115,9 @@ def _refusal(destination: str, number: int) -> DialUnreachable | KernelError:
 
 def _parse(data: bytes) -> FoundRoute:
     """Read struct rtmsg, 12 bytes behind the header, and the attributes behind it."""
-    _, prefix, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(data, _HEADER.size)
+    family, prefix, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(data, _HEADER.size)
     device, gateway, source, mtu = 0, "", "", 0
+    network = "0.0.0.0" if family == socket.AF_INET else "::"
     position = _HEADER.size + _RTMSG.size
     while position + 4 <= len(data):
         size, attribute = struct.unpack_from("=HH", data, position)
@@ -117,6 +129,8 @@ def _parse(data: bytes) -> FoundRoute:
             (device,) = struct.unpack("=I", payload)
         elif attribute == _TABLE:  # the header's field has room for 255 only
             (table,) = struct.unpack("=I", payload)
+        elif attribute == _DST:
+            network = str(ip_address(payload))
         elif attribute == _GATEWAY:
             gateway = str(ip_address(payload))
         elif attribute == _VIA:  # a gateway of the other IP version, behind its family
@@ -126,7 +140,7 @@ def _parse(data: bytes) -> FoundRoute:
         elif attribute == _METRICS:
             mtu = _mtu_of(payload)
         position += (size + 3) & ~3
-    return FoundRoute(_TYPES.get(kind, "other"), table, device, gateway, source, mtu, prefix)
+    return FoundRoute(_TYPES.get(kind, "other"), table, device, gateway, source, mtu, prefix, network, protocol)
 
 
 def _mtu_of(metrics: bytes) -> int:
@@ -139,3 +153,94 @@ def _mtu_of(metrics: bytes) -> int:
             return int(number)
         position += (size + 3) & ~3
     return 0
+
+
+# ---- as a router --------------------------------------------------------------------------------
+PROTOCOLS = {
+    2: "kernel",
+    3: "boot",
+    4: "static",
+    9: "ra",
+    16: "dhcp",
+    186: "bgp",
+    188: "ospf",
+    189: "rip",
+    250: "gostnet",
+}
+"""Names of origins, as iproute2's rt_protos has them, and ours; others go by their number."""
+
+_MOST_CACHED = 16384
+"""Answers that are remembered; forgotten all at once when there are more."""
+
+
+class KernelRouter:
+    """The kernel's routing of one network namespace, of which only routes out of `device` count if one is named.
+
+    To be used on an event loop. `generation` is another one whenever an answer may have changed.
+    """
+
+    def __init__(self, place: netns.Place = None, device: str = "") -> None:
+        """Open the sockets. Raise KernelError."""
+        self.generation = 0
+        self._device = device
+        self._place = netns.open_namespace(place)
+        self._answers: dict[tuple[str, str, str], NetworkRoute | None] = {}
+        try:
+            self._lookup = RouteLookup(self._place)
+            try:
+                self._changes = Changes(Topic.LINKS | Topic.ADDRESSES | Topic.ROUTES, self._changed, self._place)
+            except BaseException:
+                self._lookup.close()
+                raise
+        except BaseException:
+            self._place.close()
+            raise
+
+    def close(self) -> None:
+        """Close the sockets. Idempotent."""
+        self._changes.close()
+        self._lookup.close()
+        self._place.close()
+
+    def _changed(self) -> None:
+        self.generation += 1
+        self._answers.clear()
+
+    def get_route(self, destination: str, *, network: str = "", protocol: str = "") -> NetworkRoute | None:
+        """Return the route to an IP address, None if there is none, or not that to `network`, or of that origin."""
+        key = (destination, network, protocol)
+        try:
+            return self._answers[key]
+        except KeyError:
+            pass
+        if len(self._answers) >= _MOST_CACHED:
+            self._answers.clear()
+        found = self._ask(destination)
+        if found is not None and (network not in ("", str(found.network)) or protocol not in ("", found.protocol)):
+            found = None
+        self._answers[key] = found
+        return found
+
+    def _ask(self, destination: str) -> NetworkRoute | None:
+        if parse_ip(destination) is None:
+            return None
+        index = self._index()
+        if index is None:
+            return None
+        try:
+            found = self._lookup.get(destination, device=index, matched=True)
+        except (DialUnreachable, KernelError):
+            return None
+        network = ip_network(f"{found.network}/{found.prefix}", strict=False)
+        protocol = PROTOCOLS.get(found.protocol, str(found.protocol))
+        return NetworkRoute(network, str(network), found.gateway, protocol)
+
+    def _index(self) -> int | None:
+        """Return the device's index, 0 for any device; None if there is no such device now."""
+        if not self._device:
+            return 0
+        with netns.inside(self._place):
+            try:
+                return socket.if_nametoindex(self._device)
+            except OSError:
+                return None

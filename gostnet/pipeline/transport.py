@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ..core.address import ANY, Endpoint
-from ..core.contracts import Layer
+from ..core.contracts import Layer, Router
 from ..core.egress import Egress
 from ..core.flow import Flow
 from ..core.log import Logger, quiet
@@ -106,6 +106,7 @@ class ListenerContext:
     tls       makes the server side of TLS from the listener's certificates, with the protocols that it agrees to (ALPN)
               unless the configuration says others; called by stacks that have such a layer
     forwards  the service has targets of its own (a forwarder)
+    router    finds a router of the configuration by its name, None for none; asking makes the device its user
     log       the service's
     """
 
@@ -114,6 +115,7 @@ class ListenerContext:
     netns: str = ""
     tls: Callable[[Sequence[str]], Layer] | None = None
     forwards: bool = False
+    router: Callable[[str], Router | None] = lambda name: None
     log: Logger = field(default_factory=quiet)
 
     def tls_layer(self, alpn: Sequence[str] = ()) -> Layer:

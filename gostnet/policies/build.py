@@ -27,6 +27,7 @@ from ..config.schema import (
     Plugin,
     RedisLoader,
     Resolver,
+    Router,
 )
 from ..core import contracts
 from ..core.egress import Egress
@@ -34,7 +35,7 @@ from ..core.errors import ConfigError
 from ..core.options import Problem
 from ..core.sockets import PLAIN, DialOptions
 from ..core.tasks import in_thread
-from . import auth, hosts, limits, traffic
+from . import auth, hosts, limits, routers, traffic
 from .admission import AddressAdmission, compile_clients
 from .bucket import Clock
 from .bypass import PatternBypass, check_network, compile_patterns
@@ -347,6 +348,30 @@ def _server(section: Nameserver, build: Build, ways: Ways) -> NameServer | None:
         )
 
     return build.attempt(make, None)
+
+
+# ---- routers ------------------------------------------------------------------------------------
+def build_routers(config: Config, build: Build) -> dict[str, routers.StaticRouter]:
+    """Return the routers by name."""
+    return {section.name: _router(section, build) for section in named_sections(config.routers)}
+
+
+def _router(section: Router, build: Build) -> routers.StaticRouter:
+    entries: list[routers.RouteEntry] = []
+    for route in section.routes:
+        destination, gateway = (route.dst or route.net).strip(), route.gateway.strip()
+        key = "dst" if route.dst or not route.net else "net"
+        if not destination or not gateway:
+            # GOST: leaves it out.
+            missing = "dst" if not destination else "gateway"
+            build.note(ConfigError(f"{route.path}.{missing}", "a route needs dst and gateway", code=routers.CODE))
+        elif wrong := routers.destination_problem(destination):
+            build.note(ConfigError(f"{route.path}.{key}", wrong, code=routers.CODE))
+        else:
+            entries.append(routers.RouteEntry(destination, gateway))
+    router = routers.StaticRouter(routers.RouteTable(entries))
+    _watch("router", section, build, lambda more: routers.compile_routes(entries, more), router.replace)
+    return router
 
 
 # ---- limiters -----------------------------------------------------------------------------------

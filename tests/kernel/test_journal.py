@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gostnet.core.errors import KernelError
-from gostnet.core.resources import Address, Link, NftChain, NftTable, Resource, Route, Rule, Sysctl
+from gostnet.core.resources import Address, Key, Link, NftChain, NftTable, Resource, Route, Rule, Sysctl
 from gostnet.kernel import journal
 from gostnet.kernel.journal import Header, Journal, Owner, journal_path, journals, read, started, state_directory
 from gostnet.kernel.plan import Change
@@ -42,6 +43,17 @@ def write(path: Path, records: list[Change]) -> None:
     opened.close()
 
 
+def without_repetitions(records: list[Change]) -> list[Change]:
+    """Leave out what is just as the last change of its key."""
+    latest: dict[Key, dict[str, object]] = {}
+    left = []
+    for record in records:
+        if latest.get(record.key) != asdict(record):
+            left.append(record)
+        latest[record.key] = asdict(record)
+    return left
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes)
 def test_what_is_written_is_read_again(tmp_path: Path, records: list[Change]) -> None:
@@ -49,6 +61,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, records: list[Change]) ->
     write(path, records)
     header, found = read(path)
     assert header == HEADER
+    records = without_repetitions(records)
     assert found == records
     raws = [getattr(c.after, "raw", None) for c in records]
     assert [getattr(c.after, "raw", None) for c in found] == raws
@@ -60,6 +73,7 @@ def test_a_torn_line_does_not_count_and_is_written_over(
     tmp_path: Path, records: list[Change], more: Resource, rubbish: bytes
 ) -> None:
     path = tmp_path / "1-default.journal"
+    records = without_repetitions(records)
     write(path, records)
     whole = path.read_bytes()
     ends = [position + 1 for position, byte in enumerate(whole) if byte == 10]
