@@ -87,13 +87,18 @@ class Details:
     """What handlers and the router tell for the record of a flow; only there where somebody records.
 
     fields     what the flow's own record gets besides what the flow knows, by the names of GOST's record
-    emit       writes a record for a part of the flow (one HTTP request, one DNS query) with these fields
+    emit       writes a record with these fields besides what the flow knows
     emitted    parts that have their record: the flow then has none of its own
     """
 
     emit: Callable[[Mapping[str, Any]], None]
     fields: dict[str, Any] = field(default_factory=dict)
     emitted: int = 0
+
+    def add_part(self, fields: Mapping[str, Any]) -> None:
+        """Record a part of the flow: one HTTP request, one DNS query. `begun` is when, in seconds since 1970."""
+        self.emitted += 1
+        self.emit({**self.fields, **fields})
 
 
 Tap: TypeAlias = Callable[[bytes, bool], None]

@@ -84,6 +84,8 @@ async def reach_node(flow: Flow, context: HandlerContext, dial: Dial[T]) -> tupl
 
 async def _dialled(flow: Flow, context: HandlerContext, node: Node, dial: Dial[T]) -> T:
     began = current_hub().loop.time() if node.latency is not None else 0.0
+    if flow.details is not None:
+        flow.details.fields["node"] = node.name
     try:
         reached = await dial(flow, node.address)
     except PolicyDenied:

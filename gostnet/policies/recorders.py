@@ -414,7 +414,7 @@ def handler_record(
         "client": str(flow.client),
         "src": "",
         "dst": "",
-        "host": flow.host or (str(flow.target) if flow.target is not None else ""),
+        "host": _host(flow),
         "proto": sniffed.protocol if sniffed is not None else "",
         "clientIP": "",
         "clientID": flow.user,
@@ -428,6 +428,14 @@ def handler_record(
     return _encode({key: known[key] for key in _ORDER if key in known and (known[key] or key not in _OPTIONAL)}).encode(
         "utf-8", "backslashreplace"
     )
+
+
+def _host(flow: Flow) -> str:
+    """Return whom a flow is for: the name that was sniffed, with the target's port, or the target."""
+    target = flow.target
+    if target is None or not flow.host:
+        return flow.host if target is None else str(target)
+    return str(Endpoint(flow.host, target.port))
 
 
 def stamp(seconds: float) -> str:

@@ -363,8 +363,7 @@ def test_a_flow_whose_parts_were_recorded_has_no_record_of_its_own() -> None:
     flow = flow_to(Endpoint("127.0.0.1", 80))
     records.accepted(flow, ENDS)
     assert flow.details is not None
-    flow.details.emit({"proto": "http", "http": {"method": "GET"}})
-    flow.details.emitted += 1
+    flow.details.add_part({"proto": "http", "http": {"method": "GET"}})
     records.ended(flow, (1, 1))
     recorder.close()
     (found,) = (json.loads(data) for data in sink.data)

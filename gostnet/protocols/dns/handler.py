@@ -32,6 +32,7 @@ from ...policies.nameserver import PORT, NameServer, exchange, parse_path, parse
 from ...policies.resolver import DNSResolver
 from ...wire import dns_message as wire
 from .cache import Cache, Key
+from .record import dns_fields
 
 HOSTS_TTL: Final = 3600
 """TTL of answers from hosts, as in GOST."""
@@ -182,6 +183,7 @@ class DnsHandler:
         self, data: bytes, flow: Flow, egress: Egress, send: Callable[[bytes], Any], *, stream: bool
     ) -> None:
         """Answer one message. Whatever is wrong with it, or with its client, ends here."""
+        begun = time.time() if flow.details is not None else 0.0
         try:
             try:
                 query = wire.parse_query(data)
@@ -195,6 +197,7 @@ class DnsHandler:
             key = Key.of(query)
             answer = self._at_once(query, key, flow, egress)
             refresh = False
+            cached = False
             if answer is None:
                 entry = self.cache.get(key)
                 if entry is not None:
@@ -202,10 +205,16 @@ class DnsHandler:
                     refresh = not fresh and self._stale and len(self._refreshing) < MAX_REFRESHES
                     if fresh or refresh or (self._stale and key in self._refreshing):
                         answer = entry.render(query, self.cache.clock())
+                        cached = True
             if answer is None:
                 found = await self._look_up(query, key, flow, egress)
                 answer = found.for_client(query) if found is not None else wire.reply(query, wire.SERVFAIL)
-            await send(answer if len(answer) <= limit else wire.truncate(answer, query))
+            sent = answer if len(answer) <= limit else wire.truncate(answer, query)
+            await send(sent)
+            if flow.details is not None:
+                shown = dns_fields(data, sent, cached=cached)
+                sizes = {"inputBytes": len(data), "outputBytes": len(sent)}
+                flow.details.add_part({"proto": "dns", "dns": shown, "begun": begun, **sizes})
             if refresh and key not in self._refreshing:
                 # In the fiber of the client that met it: nothing of it outlives the service.
                 self._refreshing.add(key)

@@ -8,6 +8,8 @@ disagree about where a message ends.
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from typing import Final
 
 from ...core.address import Endpoint
@@ -49,6 +51,7 @@ from .codec import (
     upstream_request,
 )
 from .pool import Idle, Pool
+from .record import http_fields
 
 BULK: Final = 262144
 """Bytes of a read once a smaller one was filled: what the copy engine reads."""
@@ -174,6 +177,19 @@ class Session:
                     await self._dispose(exchange, stream, target, bound)
                     return go_on
         finally:
+            took = current_hub().loop.time() - begun
+            if flow.details is not None:
+                error = sys.exception()
+                flow.details.add_part(
+                    {
+                        "proto": "http",
+                        "http": http_fields(exchange.request, str(target), exchange.response),
+                        "begun": time.time() - took,
+                        "inputBytes": flow.meter.up - up,
+                        "outputBytes": flow.meter.down - down,
+                        "err": str(error) if error is not None else "",
+                    }
+                )
             if log.level <= INFO:
                 log.info(
                     f"{flow.client} >-< {target}",
@@ -183,7 +199,7 @@ class Session:
                     dst=str(target),
                     method=exchange.request.method.decode("ascii"),
                     status=exchange.status,
-                    duration=int((current_hub().loop.time() - begun) * 1e9),
+                    duration=int(took * 1e9),
                     inputBytes=flow.meter.up - up,
                     outputBytes=flow.meter.down - down,
                 )
@@ -244,6 +260,7 @@ class _Exchange:
         "malformed",
         "repeatable",
         "request",
+        "response",
         "reusable",
         "status",
     )
@@ -278,6 +295,7 @@ class _Exchange:
         self.delimited = True
         self.reusable = False
         self.status = 0
+        self.response: Response | None = None
         scheme = request.get(b"authorization").partition(b" ")[0].lower()
         self.binds = scheme in _BOUND_SCHEMES
 
@@ -365,7 +383,7 @@ class _Exchange:
                 raise EndOfStream("the origin closed without an answer")
             self.heard = True
             while data and (head := reader.feed(data)) is not None:
-                response = parse_response(head)
+                response = self.response = parse_response(head)
                 if response.status >= 200 or response.status == 101:
                     return response, reader.rest
                 if self.request.version > 10:

@@ -28,6 +28,7 @@ from .codec import AGENT, Replies, connect_target, credentials, wants_udp
 from .forward import ForwardProxy, Session
 from .probe import Decoy
 from .probe import problem as decoy_problem
+from .record import http_fields
 
 READ: Final = 16384
 """Bytes of a read that waits for a head: most heads and their early data fit, and little is allocated."""
@@ -227,6 +228,8 @@ class HttpHandler:
             raise ProtocolError("a CONNECT without a target")
         flow.target = target
         flow.network = "tcp"
+        if flow.details is not None:
+            flow.details.fields |= {"proto": "http", "http": http_fields(request, str(target))}
         established = self._replies.established
         try:
             idle = self._idle_timeout
