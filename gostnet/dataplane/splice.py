@@ -312,8 +312,6 @@ class _Pair:
                 self.up.begin_unasked()
                 self.down.begin_unasked()
                 self._go()
-            if self._engine is not None and not self._patience and not self._gate.is_open:
-                self._move_in()
             await self._gate.wait()
         finally:
             if self._number is not None:
@@ -385,12 +383,16 @@ class _Pair:
             self._hub.call_ready(self._go)
 
     def _go(self) -> None:
-        """Pump both directions."""
+        """Pump both directions, unless the thread does by now."""
         self._queued = False
+        if self._number is not None:
+            return
         if not (self.up.done or self._gate.is_open):
             self._pump(self.up, self.down)
         if not (self.down.done or self._gate.is_open):
             self._pump(self.down, self.up)
+        if self._engine is not None and self._patience <= 0:
+            self._move_in()
 
     def _fail(self, error: GostnetError) -> None:
         if not self._gate.is_open:

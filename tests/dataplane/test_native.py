@@ -20,6 +20,7 @@ from gostnet.core.flow import Flow, Meter, Shapers
 from gostnet.core.hub import current_hub
 from gostnet.core.sockets import SocketStream
 from gostnet.core.tasks import Scope, run
+from gostnet.dataplane import splice
 from gostnet.dataplane.native import build, library
 from gostnet.dataplane.native.engine import REFRESH, Engine, engine
 from gostnet.dataplane.relay import relay
@@ -127,6 +128,48 @@ def test_bulk_moves_at_once() -> None:
         assert rig.flow.engine == "native: lives on"
         rig.close()
         await rig.ended.wait()
+
+    scoped(work)
+
+
+def test_a_flow_that_moves_in_the_middle_of_its_work_keeps_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splice, "BUDGET", 1)  # so that more is always to be done when an edge makes it move
+    sent = {patience: os.urandom(400_000) for patience in range(1, 9)}
+    pump = splice._Half.pump
+    flows: list[Flow] = []
+    after: list[str] = []
+
+    def watched(half: splice._Half, last: bool) -> bool:
+        if flows[-1].engine.startswith("native"):
+            after.append("pumped by two")
+        return pump(half, last)
+
+    monkeypatch.setattr(splice._Half, "pump", watched)
+
+    async def send_slowly(stream: SocketStream, data: bytes) -> None:
+        for start in range(0, len(data), 9000):
+            await stream.send(data[start : start + 9000])
+            await asyncio.sleep(0)
+
+    async def work(scope: Scope) -> None:
+        for patience, data in sent.items():
+            monkeypatch.setattr(splice, "PATIENCE", patience)
+            rig = Rig(scope)
+            flows.append(rig.flow)
+            scope.start(send_slowly(rig.client, data))
+            scope.start(send_slowly(rig.server, data))
+            up, down = bytearray(), bytearray()
+            while len(up) < len(data) or len(down) < len(data):
+                if len(up) < len(data):
+                    up += await rig.server.receive()
+                if len(down) < len(data):
+                    down += await rig.client.receive()
+            assert rig.flow.engine == "native: lives on"
+            assert up == data
+            assert down == data
+            rig.close()
+            await rig.ended.wait()
+        assert after == []
 
     scoped(work)
 
