@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ECONNREFUSED, ENODEV, ENOTCONN
-from select import EPOLLERR, EPOLLHUP
+from select import EPOLLERR, EPOLLHUP, EPOLLRDHUP
 from typing import TypeAlias
 
 from .address import ANY, Endpoint, parse_ip
@@ -26,6 +26,7 @@ SO_BINDTODEVICE = 25
 IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75
 IPPROTO_MPTCP = 262
+HUNG_UP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 KEEPALIVE_IDLE = 15
@@ -61,9 +62,10 @@ class Readiness:
 
     events     the epoll bits of the last edge
     pending    an edge has come that no read has followed yet: an engine that takes over reads at once
+    drained    a read has emptied the socket, and no edge has come since: another read would be in vain
     """
 
-    __slots__ = ("_reader", "_writer", "events", "fd", "hub", "pending", "registered", "sock")
+    __slots__ = ("_reader", "_writer", "drained", "events", "fd", "hub", "pending", "registered", "sock")
 
     def __init__(self, sock: socket.socket, hub: Hub | None = None) -> None:
         self.sock = sock
@@ -71,6 +73,7 @@ class Readiness:
         self.hub = hub or current_hub()
         self.events = 0
         self.pending = False
+        self.drained = False
         self.registered = False
         self._reader: Fiber | Waker | None = None
         self._writer: Fiber | Waker | None = None
@@ -79,6 +82,7 @@ class Readiness:
         """Wake the waiters that the epoll bits concern."""
         self.events = events
         if events & READABLE:
+            self.drained = False
             reader = self._reader
             if reader is not None:
                 self._reader = None
@@ -153,6 +157,7 @@ class Readiness:
 
     def unclaim(self) -> None:
         """Take the events back from an engine."""
+        self.drained = False
         if self.registered:
             self.hub.replace(self.fd, self.on_events)
 
@@ -218,7 +223,7 @@ class SocketStream(Stream):
         if self._head:
             return self._take_head(max_bytes)
         readiness = self.readiness
-        if not readiness.registered:
+        if readiness.drained or not readiness.registered:
             # The peer has rarely spoken yet: registering tells, a vain read would cost more.
             await readiness.readable()
         while True:
@@ -233,6 +238,9 @@ class SocketStream(Stream):
                 self.received += got
                 if got == max_bytes:
                     readiness.pending = True
+                elif not readiness.events & HUNG_UP:
+                    # epoll(7): a short read has emptied a stream, so more brings an edge; the end has brought its own.
+                    readiness.drained = True
                 return data
 
     def receive_now(self, max_bytes: int = CHUNK) -> bytes | None:

@@ -19,7 +19,7 @@ from gostnet.core.sockets import (
     listen_tcp,
     sockaddr_of,
 )
-from gostnet.core.tasks import run
+from gostnet.core.tasks import Scope, run
 
 
 async def joined() -> tuple[SocketStream, socket.socket]:
@@ -56,6 +56,49 @@ def test_an_end_is_sent_once_by_whoever_sends_it() -> None:
             await stream.send_eof()
             peer.sendall(b"late")
             assert await stream.receive() == b"late"
+            stream.abort()
+
+    run(main())
+
+
+@pytest.mark.parametrize("uvloop", [True, False])
+def test_a_read_that_empties_the_socket_is_followed_by_a_wait_and_loses_nothing(uvloop: bool) -> None:
+    async def main() -> None:
+        stream, peer = await joined()
+        with peer:
+            async with asyncio.timeout(10):
+                for size in (5, 4096, 4095, 1):
+                    peer.sendall(b"x" * size)
+                    found = b""
+                    while len(found) < size:
+                        found += await stream.receive(4096)
+                scope = Scope("test")
+                waiting = scope.start(stream.receive())
+                await asyncio.sleep(0)
+                peer.sendall(b"after a wait")
+                assert await waiting == b"after a wait"
+                assert stream.readiness.drained
+                peer.sendall(b"with its end")
+                peer.shutdown(socket.SHUT_WR)
+                found = b""
+                while data := await stream.receive():
+                    found += data
+                assert found == b"with its end"
+                assert await stream.receive() == b""
+                stream.abort()
+
+    run(main(), uvloop=uvloop)
+
+
+def test_an_end_that_came_with_the_data_is_seen() -> None:
+    async def main() -> None:
+        for _ in range(50):
+            stream, peer = await joined()
+            peer.sendall(b"data")
+            peer.close()
+            async with asyncio.timeout(10):
+                assert await stream.receive() == b"data"
+                assert await stream.receive() == b""
             stream.abort()
 
     run(main())
