@@ -165,6 +165,8 @@ def test_a_flow_that_moves_in_the_middle_of_its_work_keeps_its_order(monkeypatch
                 if len(down) < len(data):
                     down += await rig.client.receive()
             assert rig.flow.engine == "native: lives on"
+            (pair,) = current_hub().native._inside.values()
+            pair._go()  # a turn that was asked for before the move
             assert up == data
             assert down == data
             rig.close()
