@@ -54,7 +54,7 @@ class SniffingOptions:
         key="sniffing.timeout",
     )
     websocket: bool = opt(
-        False, "Accepted for compatibility: WebSocket frames are recorded by nobody.", key="sniffing.websocket"
+        False, "Accepted for compatibility: WebSocket frames are not recorded.", key="sniffing.websocket"
     )
     sample_rate: float = opt(0.0, "Accepted for compatibility.", key="sniffing.websocket.sampleRate")
 

@@ -156,14 +156,20 @@ class Servers:
         return found.host == self.current
 
 
+async def relaying() -> tuple[Stream, Servers, Scope]:
+    """Begin to relay from a client whose first request is FIRST; return its end, the servers, and what runs."""
+    client, inside = stream_pair()
+    servers = Servers()
+    requests = Requests(inside, servers.stays)
+    requests.arm(FIRST)
+    scope = Scope("relay")
+    scope.start(relay_requests(Flow(), requests, await servers.reach(FIRST), servers.reach))
+    return client, servers, scope
+
+
 def test_each_host_gets_its_own_connection_and_the_client_keeps_one() -> None:
     async def main() -> None:
-        client, inside = stream_pair()
-        servers = Servers()
-        requests = Requests(inside, servers.stays)
-        requests.arm(FIRST)
-        scope = Scope("test")
-        task = scope.start(relay_requests(Flow(), requests, await servers.reach(FIRST), servers.reach), "relay")
+        client, servers, scope = await relaying()
         server: Stream | None = None
         for host in ("a.test", "b.test", "a.test"):
             await client.send(get(host))
@@ -183,7 +189,8 @@ def test_each_host_gets_its_own_connection_and_the_client_keeps_one() -> None:
         assert await server.receive() == b""
         await server.send_eof()
         assert await client.receive() == b""
-        await task
+        await scope.drain(10)
+        assert not len(scope)
 
     run(main())
 
@@ -192,12 +199,7 @@ def test_server_that_does_not_leave_is_left(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("gostnet.pipeline.requests.GRACE", 0.02)
 
     async def main() -> None:
-        client, inside = stream_pair()
-        servers = Servers()
-        requests = Requests(inside, servers.stays)
-        requests.arm(FIRST)
-        scope = Scope("test")
-        scope.start(relay_requests(Flow(), requests, await servers.reach(FIRST), servers.reach), "relay")
+        client, servers, scope = await relaying()
         await client.send(get("a.test"))
         _, first = await servers.ends.get()
         assert await first.receive() == get("a.test")
@@ -217,19 +219,15 @@ def test_server_that_does_not_leave_is_left(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_no_server_is_asked_for_a_client_that_was_told_the_end() -> None:
     async def main() -> None:
-        client, inside = stream_pair()
-        servers = Servers()
-        requests = Requests(inside, servers.stays)
-        requests.arm(FIRST)
-        scope = Scope("test")
-        task = scope.start(relay_requests(Flow(), requests, await servers.reach(FIRST), servers.reach), "relay")
+        client, servers, scope = await relaying()
         await client.send(get("a.test"))
         _, server = await servers.ends.get()
         assert await server.receive() == get("a.test")
         await server.aclose()
         assert await client.receive() == b""
         await client.send(get("b.test"))
-        await task
+        await scope.drain(10)
+        assert not len(scope)
         assert servers.ends.empty()
 
     run(main())

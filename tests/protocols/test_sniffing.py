@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -46,8 +47,9 @@ LONG = "1h"
 """A timeout that no test lives to see: what passes with it does not wait."""
 
 
-def hello(name: str = "secret.test") -> bytes:
-    context = ssl.create_default_context()
+def hello(name: str | None = "secret.test") -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = name is not None
     outgoing = ssl.MemoryBIO()
     tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
     with pytest.raises(ssl.SSLWantReadError):
@@ -62,6 +64,24 @@ def get(host: str = "secret.test", path: str = "/") -> bytes:
 def way_out(*bypassed: str, **names: list[str]) -> ServiceRouter:
     bypass = PatternBypass.from_patterns(bypassed) if bypassed else None
     return ServiceRouter(Direct(Names(**{"secret.test": ["127.0.0.1"], **names})), bypass=bypass)
+
+
+@asynccontextmanager
+async def client_of(handler: Any, egress: Any) -> AsyncIterator[Peer]:
+    async with served(handler, egress) as address:
+        with await Peer.connect(address) as client:
+            yield client
+
+
+@asynccontextmanager
+async def tunnel_of(name: str, egress: Any, **metadata: Any) -> AsyncIterator[tuple[Peer, Peer]]:
+    """Yield the client's and the server's end of a connection through a proxy that has said yes."""
+    handler, dialogue = proxy(name, **metadata)
+    with Listening() as server:
+        async with client_of(handler, egress) as client:
+            await dialogue(client, server.address)
+            with await server.accept() as target:
+                yield client, target
 
 
 class Captured:
@@ -87,14 +107,13 @@ def test_captured_connection_goes_to_the_name_at_the_original_port(first: bytes)
         with Listening() as server:
             red = Captured(Endpoint("127.0.0.9", server.address.port), sniffing=True, **{"sniffing.timeout": LONG})
             egress = way_out()
-            async with served(red, egress) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(first[:7])
-                    await client.send(first[7:])
-                    with await server.accept() as target:
-                        assert await target.exactly(len(first)) == first
-                        await target.send(b"answer")
-                        assert await client.exactly(6) == b"answer"
+            async with client_of(red, egress) as client:
+                await client.send(first[:7])
+                await client.send(first[7:])
+                with await server.accept() as target:
+                    assert await target.exactly(len(first)) == first
+                    await target.send(b"answer")
+                    assert await client.exactly(6) == b"answer"
             (flow,) = red.flows
             assert flow.target == Endpoint("secret.test", server.address.port)
             assert flow.host == "secret.test"
@@ -110,10 +129,9 @@ def test_bypass_of_the_name_ends_a_captured_connection(first: bytes, original: b
     async def main() -> None:
         with Listening() as server:
             red = Captured(server.address, sniffing=True, **{"sniffing.dialOriginalDst": original})
-            async with served(red, way_out("*.test")) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(first)
-                    assert await client.rest() == b""
+            async with client_of(red, way_out("*.test")) as client:
+                await client.send(first)
+                assert await client.rest() == b""
             assert isinstance(red.flows[0].error, BypassDenied)
             assert "secret.test" in str(red.flows[0].error)
 
@@ -123,9 +141,8 @@ def test_bypass_of_the_name_ends_a_captured_connection(first: bytes, original: b
 def test_bypass_of_the_address_comes_before_any_look() -> None:
     async def main() -> None:
         red = Captured(Endpoint("192.0.2.1", 443), sniffing=True, **{"sniffing.timeout": LONG})
-        async with served(red, way_out("192.0.2.0/24")) as address:
-            with await Peer.connect(address) as client:
-                assert await client.rest() == b""
+        async with client_of(red, way_out("192.0.2.0/24")) as client:
+            assert await client.rest() == b""
         assert isinstance(red.flows[0].error, BypassDenied)
 
     run(main())
@@ -135,11 +152,10 @@ def test_original_destination_is_kept_when_that_is_asked_for() -> None:
     async def main() -> None:
         with Listening() as server:
             red = Captured(server.address, sniffing=True, **{"sniffing.dialOriginalDst": True})
-            async with served(red, way_out(**{"secret.test": ["192.0.2.1"]})) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(hello())
-                    with await server.accept():
-                        pass
+            async with client_of(red, way_out(**{"secret.test": ["192.0.2.1"]})) as client:
+                await client.send(hello())
+                with await server.accept():
+                    pass
             (flow,) = red.flows
             assert flow.target == server.address
             assert flow.host == "secret.test"
@@ -152,14 +168,13 @@ def test_original_destination_stands_in_for_a_name_that_fails_only_with_fallback
     async def main() -> None:
         with Listening() as server:
             red = Captured(server.address, sniffing=True, **{"sniffing.fallback": fallback})
-            async with served(red, way_out()) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(hello("unknown.test"))
-                    if fallback:
-                        with await server.accept() as target:
-                            assert await target.exactly(5) == hello("unknown.test")[:5]
-                    else:
-                        assert await client.rest() == b""
+            async with client_of(red, way_out()) as client:
+                await client.send(hello("unknown.test"))
+                if fallback:
+                    with await server.accept() as target:
+                        assert await target.exactly(5) == hello("unknown.test")[:5]
+                else:
+                    assert await client.rest() == b""
             (flow,) = red.flows
             if fallback:
                 assert "connected to 127.0.0.1" in flow.reason
@@ -169,37 +184,15 @@ def test_original_destination_stands_in_for_a_name_that_fails_only_with_fallback
     run(main())
 
 
-@pytest.mark.parametrize("first", [b"hello world", b"\x00", b"SSH-2.0-x\r\n", b"HELO x\r\n", b"GET\x00"])
-def test_unknown_bytes_go_to_the_original_destination_at_once(first: bytes) -> None:
+@pytest.mark.parametrize("first", [b"hello world", b"\x00", b"SSH-2.0-x\r\n", b"HELO x\r\n", b"GET\x00", hello(None)])
+def test_what_names_no_host_goes_to_the_original_destination_at_once(first: bytes) -> None:
     async def main() -> None:
         with Listening() as server:
             red = Captured(server.address, sniffing=True, **{"sniffing.timeout": LONG})
-            async with served(red, way_out("*.test")) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(first)
-                    with await server.accept() as target:
-                        assert await target.exactly(len(first)) == first
-
-    run(main())
-
-
-def test_tls_without_a_name_goes_to_the_original_destination() -> None:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    outgoing = ssl.MemoryBIO()
-    tls = context.wrap_bio(ssl.MemoryBIO(), outgoing)
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    first = outgoing.read()
-
-    async def main() -> None:
-        with Listening() as server:
-            red = Captured(server.address, sniffing=True, **{"sniffing.timeout": LONG})
-            async with served(red, way_out("*.test")) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(first)
-                    with await server.accept() as target:
-                        assert await target.exactly(len(first)) == first
+            async with client_of(red, way_out("*.test")) as client:
+                await client.send(first)
+                with await server.accept() as target:
+                    assert await target.exactly(len(first)) == first
 
     run(main())
 
@@ -208,18 +201,17 @@ def test_client_that_waits_for_its_server_is_connected_and_still_watched() -> No
     async def main() -> None:
         with Listening() as server:
             red = Captured(server.address, sniffing=True)
-            async with served(red, way_out("*.test")) as address:
-                with await Peer.connect(address) as client:
-                    with await server.accept() as target:
-                        await target.send(b"220 ready\r\n")
-                        assert await client.exactly(11) == b"220 ready\r\n"
-                        await client.send(b"EHLO\r\n")
-                        assert await target.exactly(6) == b"EHLO\r\n"
-                with await Peer.connect(address) as client:
-                    with await server.accept() as target:
-                        await client.send(hello())
-                        assert await client.rest() == b""
-                        assert await target.rest() == b""
+            async with client_of(red, way_out("*.test")) as client:
+                with await server.accept() as target:
+                    await target.send(b"220 ready\r\n")
+                    assert await client.exactly(11) == b"220 ready\r\n"
+                    await client.send(b"EHLO\r\n")
+                    assert await target.exactly(6) == b"EHLO\r\n"
+            async with client_of(red, way_out("*.test")) as client:
+                with await server.accept() as target:
+                    await client.send(hello())
+                    assert await client.rest() == b""
+                    assert await target.rest() == b""
 
     run(main())
 
@@ -228,13 +220,12 @@ def test_hello_that_stops_half_way_is_passed_on_when_time_is_up() -> None:
     async def main() -> None:
         with Listening() as server:
             red = Captured(server.address, sniffing=True, **{"sniffing.timeout": "50ms"})
-            async with served(red, way_out()) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(hello()[:100])
-                    with await server.accept() as target:
-                        assert len(await target.exactly(100)) == 100
-                        await target.send(b"x")
-                        assert await client.exactly(1) == b"x"
+            async with client_of(red, way_out()) as client:
+                await client.send(hello()[:100])
+                with await server.accept() as target:
+                    assert len(await target.exactly(100)) == 100
+                    await target.send(b"x")
+                    assert await client.exactly(1) == b"x"
 
     run(main())
 
@@ -244,15 +235,14 @@ def test_client_that_ends_early_is_passed_on_with_its_end(first: bytes) -> None:
     async def main() -> None:
         with Listening() as server:
             red = Captured(server.address, sniffing=True, **{"sniffing.timeout": LONG})
-            async with served(red, way_out()) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(first)
-                    client.shut()
-                    with await server.accept() as target:
-                        assert await target.rest() == first
-                        await target.send(b"bye")
-                        target.shut()
-                        assert await client.rest() == b"bye"
+            async with client_of(red, way_out()) as client:
+                await client.send(first)
+                client.shut()
+                with await server.accept() as target:
+                    assert await target.rest() == first
+                    await target.send(b"bye")
+                    target.shut()
+                    assert await client.rest() == b"bye"
 
     run(main())
 
@@ -264,17 +254,16 @@ def test_whitelist_of_names_lets_those_names_pass(name: str, passes: bool) -> No
             red = Captured(Endpoint("192.0.2.1", server.address.port), sniffing=True)
             bypass = PatternBypass.from_patterns(["secret.test"], whitelist=True)
             names = Names(**{"secret.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]})
-            async with served(red, ServiceRouter(Direct(names), bypass=bypass)) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(hello(name))
-                    if passes:
-                        with await server.accept() as target:
-                            assert await target.exactly(1) == b"\x16"
-                    else:
-                        assert await client.rest() == b""
-                with await Peer.connect(address) as client:
-                    await client.send(b"no name at all")
+            async with client_of(red, ServiceRouter(Direct(names), bypass=bypass)) as client:
+                await client.send(hello(name))
+                if passes:
+                    with await server.accept() as target:
+                        assert await target.exactly(1) == b"\x16"
+                else:
                     assert await client.rest() == b""
+            async with client_of(red, ServiceRouter(Direct(names), bypass=bypass)) as client:
+                await client.send(b"no name at all")
+                assert await client.rest() == b""
 
     run(main())
 
@@ -353,16 +342,11 @@ def proxy(name: str, **metadata: Any) -> tuple[Any, Dialogue]:
 @pytest.mark.parametrize("first", [hello(), get()], ids=["tls", "http"])
 def test_proxy_ends_a_connection_whose_name_is_bypassed(name: str, first: bytes) -> None:
     async def main() -> None:
-        handler, dialogue = proxy(name, **{"sniffing.timeout": LONG})
-        with Listening() as server:
-            async with served(handler, way_out("secret.test")) as address:
-                with await Peer.connect(address) as client:
-                    await dialogue(client, server.address)
-                    with await server.accept() as target:
-                        await client.send(first[:1])
-                        await client.send(first[1:])
-                        assert await client.rest() == b""
-                        assert await target.rest() == b""
+        async with tunnel_of(name, way_out("secret.test"), **{"sniffing.timeout": LONG}) as (client, target):
+            await client.send(first[:1])
+            await client.send(first[1:])
+            assert await client.rest() == b""
+            assert await target.rest() == b""
 
     run(main())
 
@@ -371,18 +355,13 @@ def test_proxy_ends_a_connection_whose_name_is_bypassed(name: str, first: bytes)
 @pytest.mark.parametrize("first", [hello("other.example"), get("other.example"), b"x", b"SSH-2.0-x\r\n"])
 def test_proxy_relays_what_is_not_bypassed_as_it_came(name: str, first: bytes) -> None:
     async def main() -> None:
-        handler, dialogue = proxy(name, **{"sniffing.timeout": LONG})
-        with Listening() as server:
-            async with served(handler, way_out("secret.test")) as address:
-                with await Peer.connect(address) as client:
-                    await dialogue(client, server.address)
-                    with await server.accept() as target:
-                        await client.send(first)
-                        assert await target.exactly(len(first)) == first
-                        await target.send(b"answer")
-                        assert await client.exactly(6) == b"answer"
-                        client.shut()
-                        assert await target.rest() == b""
+        async with tunnel_of(name, way_out("secret.test"), **{"sniffing.timeout": LONG}) as (client, target):
+            await client.send(first)
+            assert await target.exactly(len(first)) == first
+            await target.send(b"answer")
+            assert await client.exactly(6) == b"answer"
+            client.shut()
+            assert await target.rest() == b""
 
     run(main())
 
@@ -390,18 +369,13 @@ def test_proxy_relays_what_is_not_bypassed_as_it_came(name: str, first: bytes) -
 @pytest.mark.parametrize("name", PROXIES)
 def test_server_that_speaks_first_is_heard_at_once(name: str) -> None:
     async def main() -> None:
-        handler, dialogue = proxy(name, **{"sniffing.timeout": LONG})
-        with Listening() as server:
-            async with served(handler, way_out("secret.test")) as address:
-                with await Peer.connect(address) as client:
-                    await dialogue(client, server.address)
-                    with await server.accept() as target:
-                        await target.send(b"220 ready\r\n")
-                        assert await client.exactly(11) == b"220 ready\r\n"
-                        await client.send(b"QUIT\r\n")
-                        assert await target.exactly(6) == b"QUIT\r\n"
-                        target.shut()
-                        assert await client.rest() == b""
+        async with tunnel_of(name, way_out("secret.test"), **{"sniffing.timeout": LONG}) as (client, target):
+            await target.send(b"220 ready\r\n")
+            assert await client.exactly(11) == b"220 ready\r\n"
+            await client.send(b"QUIT\r\n")
+            assert await target.exactly(6) == b"QUIT\r\n"
+            target.shut()
+            assert await client.rest() == b""
 
     run(main())
 
@@ -410,11 +384,10 @@ def test_payload_that_comes_with_the_request_is_looked_at() -> None:
     async def main() -> None:
         handler, _ = proxy("socks5", **{"sniffing.timeout": LONG})
         with Listening() as server:
-            async with served(handler, way_out("secret.test")) as address:
-                with await Peer.connect(address) as client:
-                    request = b"\x05\x01\x00\x01\x7f\x00\x00\x01" + server.address.port.to_bytes(2, "big")
-                    await client.send(b"\x05\x01\x00" + request + hello())
-                    assert len(await client.rest()) == 2 + 10
+            async with client_of(handler, way_out("secret.test")) as client:
+                request = b"\x05\x01\x00\x01\x7f\x00\x00\x01" + server.address.port.to_bytes(2, "big")
+                await client.send(b"\x05\x01\x00" + request + hello())
+                assert len(await client.rest()) == 2 + 10
 
     run(main())
 
@@ -425,30 +398,24 @@ def test_relay_without_nodelay_answers_with_the_first_bytes_that_come_back(bypas
         metadata = {"sniffing": True, "sniffing.timeout": LONG}
         handler = RelayHandler(bind_options(RelayHandler.Options, metadata), HandlerContext())
         with Listening() as server:
-            async with served(handler, way_out("secret.test") if bypassed else way_out()) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(encode_request(Request(Command.CONNECT, target=server.address)) + hello())
-                    with await server.accept() as target:
-                        if bypassed:
-                            assert await client.rest() == b""
-                            return
-                        assert await target.exactly(len(hello())) != b""
-                        await target.send(b"answer")
-                        assert await client.exactly(10) == b"\x01\x00\x00\x00answer"
+            async with client_of(handler, way_out("secret.test") if bypassed else way_out()) as client:
+                await client.send(encode_request(Request(Command.CONNECT, target=server.address)) + hello())
+                with await server.accept() as target:
+                    if bypassed:
+                        assert await client.rest() == b""
+                        return
+                    assert await target.exactly(len(hello())) != b""
+                    await target.send(b"answer")
+                    assert await client.exactly(10) == b"\x01\x00\x00\x00answer"
 
     run(main())
 
 
 def test_nothing_is_looked_at_unless_sniffing_is_on() -> None:
     async def main() -> None:
-        handler, dialogue = proxy("socks5", sniffing=False)
-        with Listening() as server:
-            async with served(handler, way_out("secret.test")) as address:
-                with await Peer.connect(address) as client:
-                    await dialogue(client, server.address)
-                    with await server.accept() as target:
-                        await client.send(hello())
-                        assert (await target.exactly(5))[:1] == b"\x16"
+        async with tunnel_of("socks5", way_out("secret.test"), sniffing=False) as (client, target):
+            await client.send(hello())
+            assert (await target.exactly(5))[:1] == b"\x16"
 
     run(main())
 
@@ -488,12 +455,11 @@ def test_auto_passes_tls_on_by_its_name() -> None:
 
         with Listening() as server:
             handler = AutoHandler(AutoHandler.Options(), HandlerContext())
-            async with served(handler, Out(egress.direct)) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(hello()[:3])
-                    await client.send(hello()[3:])
-                    with await server.accept() as target:
-                        assert (await target.exactly(3)) == b"\x16\x03\x01"
+            async with client_of(handler, Out(egress.direct)) as client:
+                await client.send(hello()[:3])
+                await client.send(hello()[3:])
+                with await server.accept() as target:
+                    assert (await target.exactly(3)) == b"\x16\x03\x01"
         assert asked == [Endpoint("secret.test", 443)]
 
     run(main())
@@ -503,10 +469,9 @@ def test_auto_does_not_let_tls_around_its_credentials() -> None:
     async def main() -> None:
         users = StaticAuthenticator(Users({"me": "word"}))
         handler = AutoHandler(AutoHandler.Options(), HandlerContext(authenticator=users))
-        async with served(handler, way_out()) as address:
-            with await Peer.connect(address) as client:
-                await client.send(hello())
-                assert await client.rest() == b""
+        async with client_of(handler, way_out()) as client:
+            await client.send(hello())
+            assert await client.rest() == b""
 
     run(main())
 
@@ -526,15 +491,14 @@ def test_forwarder_tells_http_clients_why_nothing_was_reached() -> None:
             (forwarder(Endpoint("127.0.0.1", closed_port())), way_out("secret.test"), b"403 Forbidden"),
             (forwarder(Endpoint("127.0.0.1", closed_port())), way_out(), b"503 Service Unavailable"),
         ):
-            async with served(handler, egress) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(get())
-                    assert await client.rest() == (
-                        b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                    )
-                with await Peer.connect(address) as client:
-                    await client.send(hello())
-                    assert await client.rest() == b""
+            async with client_of(handler, egress) as client:
+                await client.send(get())
+                assert await client.rest() == (
+                    b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                )
+            async with client_of(handler, egress) as client:
+                await client.send(hello())
+                assert await client.rest() == b""
 
     run(main())
 
@@ -542,12 +506,11 @@ def test_forwarder_tells_http_clients_why_nothing_was_reached() -> None:
 def test_forwarder_without_targets_goes_where_its_clients_ask() -> None:
     async def main() -> None:
         with Listening() as server:
-            async with served(forwarder(), way_out()) as address:
-                with await Peer.connect(address) as client:
-                    first = get(f"secret.test:{server.address.port}")
-                    await client.send(first)
-                    with await server.accept() as target:
-                        assert await target.exactly(len(first)) == first
+            async with client_of(forwarder(), way_out()) as client:
+                first = get(f"secret.test:{server.address.port}")
+                await client.send(first)
+                with await server.accept() as target:
+                    assert await target.exactly(len(first)) == first
 
     run(main())
 
@@ -566,11 +529,10 @@ def test_selection_of_a_target_finds_what_was_sniffed_on_the_flow() -> None:
             hop = handler._context.hop
             assert hop is not None
             handler._context.hop = Watching("forward", hop.nodes)
-            async with served(handler, way_out()) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(get(path="/a?b=c"))
-                    with await server.accept():
-                        pass
+            async with client_of(handler, way_out()) as client:
+                await client.send(get(path="/a?b=c"))
+                with await server.accept():
+                    pass
         assert (seen[0].protocol, seen[0].host, seen[0].path, seen[0].query) == ("http", "secret.test", "/a", "b=c")
 
     run(main())
@@ -617,20 +579,15 @@ def test_captured_requests_go_each_to_its_own_host() -> None:
 @pytest.mark.parametrize("name", PROXIES)
 def test_proxy_ends_a_connection_whose_later_request_is_for_a_bypassed_host(name: str) -> None:
     async def main() -> None:
-        handler, dialogue = proxy(name)
-        with Listening() as server:
-            async with served(handler, way_out("secret.test")) as address:
-                with await Peer.connect(address) as client:
-                    await dialogue(client, server.address)
-                    with await server.accept() as target:
-                        for host in ("open.test", "other.test"):
-                            await client.send(get(host))
-                            assert await target.exactly(len(get(host))) == get(host)
-                            await target.send(b"answer")
-                            assert await client.exactly(6) == b"answer"
-                        await client.send(get())
-                        assert await client.rest() == b""
-                        assert await target.rest() == b""
+        async with tunnel_of(name, way_out("secret.test")) as (client, target):
+            for host in ("open.test", "other.test"):
+                await client.send(get(host))
+                assert await target.exactly(len(get(host))) == get(host)
+                await target.send(b"answer")
+                assert await client.exactly(6) == b"answer"
+            await client.send(get())
+            assert await client.rest() == b""
+            assert await target.rest() == b""
 
     run(main())
 
@@ -640,16 +597,15 @@ def test_forwarder_answers_a_later_request_that_is_refused(targets: int) -> None
     async def main() -> None:
         with Listening() as server:
             handler = forwarder(*[server.address] * targets)
-            async with served(handler, way_out("secret.test")) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(get("open.test"))
-                    with await server.accept() as target:
-                        await target.exactly(len(get("open.test")))
-                        await target.send(b"answer")
-                        assert await client.exactly(6) == b"answer"
-                        await client.send(get())
-                        assert await target.rest() == b""
-                    assert (await client.rest()).startswith(b"HTTP/1.1 403 Forbidden\r\n")
+            async with client_of(handler, way_out("secret.test")) as client:
+                await client.send(get("open.test"))
+                with await server.accept() as target:
+                    await target.exactly(len(get("open.test")))
+                    await target.send(b"answer")
+                    assert await client.exactly(6) == b"answer"
+                    await client.send(get())
+                    assert await target.rest() == b""
+                assert (await client.rest()).startswith(b"HTTP/1.1 403 Forbidden\r\n")
 
     run(main())
 
@@ -661,21 +617,20 @@ def test_forwarder_chooses_a_target_for_each_request_where_there_is_a_choice(
     async def main() -> None:
         with Listening() as server:
             handler = forwarder(*[server.address] * targets, **{"http.keepalive": keepalive})
-            async with served(handler, way_out()) as address:
-                with await Peer.connect(address) as client:
-                    await client.send(get("open.test"))
-                    target = await server.accept()
-                    for number in range(2):
-                        assert await target.exactly(len(get("open.test"))) == get("open.test")
-                        await target.send(b"answer")
-                        assert await client.exactly(6) == b"answer"
-                        if not number:
-                            await client.send(get("open.test"))
-                            if connections == 2:
-                                assert await target.rest() == b""
-                                target.close()
-                                target = await server.accept()
-                    target.close()
+            async with client_of(handler, way_out()) as client:
+                await client.send(get("open.test"))
+                target = await server.accept()
+                for number in range(2):
+                    assert await target.exactly(len(get("open.test"))) == get("open.test")
+                    await target.send(b"answer")
+                    assert await client.exactly(6) == b"answer"
+                    if not number:
+                        await client.send(get("open.test"))
+                        if connections == 2:
+                            assert await target.rest() == b""
+                            target.close()
+                            target = await server.accept()
+                target.close()
 
     run(main())
 

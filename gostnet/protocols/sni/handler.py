@@ -31,7 +31,7 @@ class SniHandler:
         read_timeout: Seconds = opt(15.0, "Time for the hello or the head of the request.")
         hash: str = opt("", "What the hash strategy hashes instead of the client: the target.", choices=("", "host"))
         websocket: bool = opt(
-            False, "Accepted for compatibility: WebSocket frames are recorded by nobody.", key="sniffing.websocket"
+            False, "Accepted for compatibility: WebSocket frames are not recorded.", key="sniffing.websocket"
         )
         sample_rate: float = opt(0.0, "Accepted for compatibility.", key="sniffing.websocket.sampleRate")
         mitm: InterceptionOptions = group(InterceptionOptions)
