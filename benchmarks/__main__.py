@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"benchmarks: {exc}", file=sys.stderr)
         return 1
     found = report.figures(cases, results)
-    table = report.as_markdown(found)
+    table = f"{report.as_summary(found)}\n{report.as_markdown(found)}"
     print(table)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -124,6 +124,32 @@ def as_json(found: Sequence[Figure], results: Results, versions: dict[str, str],
     return json.dumps(content, indent=1) + "\n"
 
 
+def as_summary(found: Sequence[Figure]) -> str:
+    """Return a table with a line per case: the reference's figures, and the others' as multiples of its rate."""
+    by_case: dict[str, dict[str, Figure]] = {}
+    for figure in found:
+        by_case.setdefault(figure.case.title, {})[figure.contender] = figure
+    names = [REFERENCE, *(name for name in dict.fromkeys(f.contender for f in found) if name != REFERENCE)]
+    lines = [f"| case | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    for title, figures_of in by_case.items():
+        cells = [_short(figures_of[name]) if name in figures_of else "" for name in names]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(figure: Figure) -> str:
+    cpu = f"{figure.cpu:.2g}" if figure.cpu < 10 else f"{figure.cpu:,.0f}"
+    cost = [f"{cpu} {figure.case.cpu_unit}"] if figure.cpu > 0 else []
+    if figure.contender == REFERENCE or math.isnan(figure.ratio):
+        return ", ".join([_rate(figure), *cost])
+    return ", ".join([f"{figure.ratio:.2f}x", *cost])
+
+
+def _rate(figure: Figure) -> str:
+    rate = f"{figure.rate:,.0f}" if figure.rate >= 1000 else f"{figure.rate:.3g}"
+    return f"{rate} {figure.case.unit.value}"
+
+
 def as_markdown(found: Sequence[Figure]) -> str:
     """Return a table of the figures."""
     lines = [
@@ -136,13 +162,12 @@ def as_markdown(found: Sequence[Figure]) -> str:
 
 def _cells(figure: Figure) -> list[str]:
     unit = figure.case.unit
-    rate = f"{figure.rate:,.0f}" if figure.rate >= 1000 else f"{figure.rate:.3g}"
     marks = [f"{figure.failed} failed"] * bool(figure.failed) + [f"{figure.lost} lost"] * bool(figure.lost)
     ratio = "" if math.isnan(figure.ratio) else f"{figure.ratio:.2f}x ({figure.low:.2f}-{figure.high:.2f})"
     return [
         figure.case.title,
         figure.contender,
-        ", ".join([f"{rate} {unit.value}", *marks]),
+        ", ".join([_rate(figure), *marks]),
         ratio,
         f"{figure.cpu:.3g} {figure.case.cpu_unit}" if figure.cpu > 0 else "",
         "" if math.isnan(figure.cpu_ratio) else f"{figure.cpu_ratio:.2f}x",

@@ -72,6 +72,12 @@ def test_a_table_and_json_say_what_was_measured() -> None:
     table = report.as_markdown(found)
     assert "| SOCKS5, 1 stream | gostnet | 25 Gb/s | 1.75x (1.50-2.00) | 0.1 s/GiB | 0.20x |  |  |" in table
     assert "4,000 connections/s, 2 failed" in table
+    assert report.as_summary(found).splitlines() == [
+        "| case | gost | kernel | gostnet |",
+        "| --- | --- | --- | --- |",
+        "| SOCKS5, 1 stream | 15 Gb/s, 0.5 s/GiB | 3.00x | 1.75x, 0.1 s/GiB |",
+        "| SOCKS5, short connections, 32 at a time |  | 9,000 connections/s | 4,000 connections/s, 200 us |",
+    ]
     content = json.loads(report.as_json(found, results, {"gost": "3.3.0"}, 1.0))
     assert content["versions"] == {"gost": "3.3.0"}
     assert content["machine"]["kernel"]
