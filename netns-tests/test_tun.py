@@ -360,7 +360,7 @@ def failed(place: str, *words: str, before: tuple[str, ...] = ()) -> str:
 
 
 def test_a_name_in_use_a_port_in_use_and_a_missing_address(two: Network, daemon: Daemon, unchanged: Any) -> None:
-    daemon(two["server"], "-L", server_url())
+    daemon(two["server"], "-L", server_url()).wait_for("engine ")
     with unchanged(two["server"]):
         other = ("--instance", "second")
         again = server_url().replace(f":{PORT}", ":8422")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ...core.address import ANY
+from ...core.address import ANY, Endpoint
 from ...core.datagrams import Datagram, Datagrams
 from ...core.errors import ConnError
 from ...core.flow import Flow
@@ -15,6 +15,7 @@ from ...core.stream import Buffer
 from ...dataplane.framed import parts
 from ...dataplane.udp_trains import Trains, split
 from . import codec
+from .engine import KernelPath
 from .limits import within
 
 SILENCE = 10.0
@@ -85,7 +86,13 @@ class ClientSession:
     """Passes packets between a device and an association with the server, which is the caller's to close."""
 
     def __init__(
-        self, flow: Flow, device: Packets, upstream: Datagrams, registration: bytes, liveness: Liveness
+        self,
+        flow: Flow,
+        device: Packets,
+        upstream: Datagrams,
+        registration: bytes,
+        liveness: Liveness,
+        kernel: KernelPath | None = None,
     ) -> None:
         self._flow = flow
         self._device = device
@@ -93,6 +100,8 @@ class ClientSession:
         self._socket = upstream if isinstance(upstream, UdpSocket) else None
         self._trains = Trains(upstream) if isinstance(upstream, UdpSocket) else None
         self._registration = registration
+        self._kernel = kernel
+        self._taken = False  # the server takes packets from the kernel
         self._liveness = liveness
         self._target = flow.target or ANY
         self._turn = asyncio.Lock()
@@ -104,15 +113,35 @@ class ClientSession:
         """Send the registration."""
         if self._trains is not None:
             self._trains.send_from((self._registration,), 0)
+            if self._kernel is not None and self._lead_kernel():
+                self._trains.send_from((codec.OFFER,), 0)
             self._note_refusal(self._trains)
             return
         async with self._turn:
             await self._upstream.send([Datagram(self._registration, self._target)])
 
+    def _lead_kernel(self) -> bool:
+        """Tell the kernel engine the way to the server; return whether it can take packets from there."""
+        assert self._kernel is not None
+        assert self._socket is not None
+        address = self._socket.sock.getpeername()
+        ours = self._socket.sock.getsockname()[0]
+        return self._kernel.talk_to(Endpoint.from_sockaddr(address), ours, takes=self._taken)
+
+    def _count_kernel(self) -> None:
+        assert self._kernel is not None
+        up, down = self._kernel.count(self._flow)
+        if down:
+            self._liveness.unanswered = False
+        elif up:
+            self._liveness.unanswered = True
+
     async def attend(self) -> None:
         """Register when it is time to. Raise ConnError when the server does not answer any more."""
         while True:
             await asyncio.sleep(self._liveness.wait(self._loop.time()))
+            if self._kernel is not None:
+                self._count_kernel()
             if self._liveness.look(self._loop.time()):
                 await self.register()
 
@@ -166,6 +195,13 @@ class ClientSession:
             else:
                 await asyncio.sleep(0)
 
+    def _answered(self, answer: bytes) -> None:
+        if self._kernel is not None:
+            taken = codec.offers_kernel(answer)
+            if taken != self._taken:
+                self._taken = taken
+                self._lead_kernel()
+
     async def _deliver(self, batch: Sequence[Buffer]) -> None:
         liveness = self._liveness
         shapers = self._flow.shapers.down if self._flow.shapers else ()
@@ -176,6 +212,7 @@ class ClientSession:
             if len(packet) <= codec.HEADER:
                 if codec.is_answer(bytes(packet)):
                     liveness.answered(self._loop.time())
+                    self._answered(bytes(packet))
                 continue
             if packet[0] >> 4 not in (4, 6) or (shapers and not within((packet,), shapers)):
                 continue

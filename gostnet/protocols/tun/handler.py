@@ -26,6 +26,7 @@ from ...pipeline.handler import HandlerContext
 from ...pipeline.router import ServiceRouter
 from . import codec
 from .client import ClientSession, Liveness
+from .engine import Choice, start
 from .server import PeerServer
 
 RECONNECT = 1.0
@@ -63,6 +64,13 @@ class TunHandler:
             key="strictSource",
             aliases=("tun.strictSource",),
         )
+        engine: str = opt(
+            "auto",
+            "What moves the packets over plain UDP: the kernel by itself, to peers that have it too, or `pump`, this"
+            " process; `kernel` sends this way to every peer, which is wrong where the way there is inside one host.",
+            key="tun.engine",
+            choices=("auto", "kernel", "pump"),
+        )
         buffer_size: Bytes = opt(
             65535,
             "Accepted for compatibility: packets of every size are passed on whole.",
@@ -74,6 +82,7 @@ class TunHandler:
         self._context = context
         self._passphrase = options.passphrase.reveal()
         self._ttl = options.ttl if options.ttl > 0 else DEFAULT_TTL
+        self._choice = cast(Choice, options.engine)
         self._server: PeerServer | None = None
         self._egress: Egress | None = None
 
@@ -102,10 +111,12 @@ class TunHandler:
             passphrase=self._passphrase,
             p2p=self._options.p2p,
             strict_source=self._options.strict_source,
+            choice=self._choice,
         )
         try:
             await first_ended(server.from_device(), server.from_peers(), server.attend())
         finally:
+            server.close()
             self._server = None
 
     # ---- client --------------------------------------------------------------------------------
@@ -133,10 +144,16 @@ class TunHandler:
 
     async def _session(self, flow: Flow, device: Packets, upstream: Datagrams, registration: bytes) -> None:
         liveness = Liveness(self._ttl if self._options.keepalive else 0.0)
-        session = ClientSession(flow, device, upstream, registration, liveness)
         self._context.log.info(f"{device.name} >-< {flow.target}", sid=flow.sid)
-        await session.register()
-        await first_ended(session.from_device(), session.from_server(), session.attend())
+        place = self._context.netns
+        kernel = start(self._choice, flow, device, upstream, self._context.log, place=place, single=True)
+        try:
+            session = ClientSession(flow, device, upstream, registration, liveness, kernel)
+            await session.register()
+            await first_ended(session.from_device(), session.from_server(), session.attend())
+        finally:
+            if kernel is not None:
+                kernel.close(flow)
 
 
 async def first_ended(*works: Coroutine[Any, Any, None]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from ipaddress import ip_address
 from typing import Generic, TypeVar
 
-from ...core.address import IPAddress
+from ...core.address import IPAddress, parse_ip
+from ...core.contracts import Router
 from ...core.packets import Way
 
 P = TypeVar("P", bound=Hashable)
@@ -25,14 +27,17 @@ class PeerTable(Generic[P]):
     """Addresses inside the tunnel, and the peers that have them; keys are packed addresses of 4 or 16 bytes.
 
     A network leads to the peer that has its gateway's address; the longest prefix counts. (# GOST: the first one in
-    the configuration's order.) Entries stay until another peer registers the address (# GOST: as there).
+    the configuration's order.) A router, if there is one, knows the networks in place of `ways`. Entries stay until
+    another peer registers the address (# GOST: as there).
     """
 
-    __slots__ = ("_cache", "_peers", "_single", "_ways")
+    __slots__ = ("_cache", "_generation", "_peers", "_router", "_single", "_ways")
 
-    def __init__(self, ways: Iterable[Way] = (), *, single: bool = False) -> None:
+    def __init__(self, ways: Iterable[Way] = (), *, single: bool = False, router: Router | None = None) -> None:
         """With `single` there is one peer, that which registered last, and everything goes to it."""
         self._single = single
+        self._router = router
+        self._generation = 0
         self._peers: dict[bytes, P] = {}
         self._cache: dict[bytes, P | None] = {}
         # By length of the packed address: mask, network, gateway, the longest prefix first.
@@ -77,6 +82,10 @@ class PeerTable(Generic[P]):
         peer = self._peers.get(address)
         if peer is not None:
             return peer
+        router = self._router
+        if router is not None and router.generation != self._generation:
+            self._generation = router.generation
+            self._cache.clear()
         try:
             return self._cache[address]
         except KeyError:
@@ -87,6 +96,10 @@ class PeerTable(Generic[P]):
         return peer
 
     def _by_way(self, address: bytes) -> P | None:
+        if self._router is not None:
+            route = self._router.get_route(str(ip_address(address)))
+            neighbour = parse_ip(route.gateway) if route is not None else None
+            return self._peers.get(neighbour.packed) if neighbour is not None else None
         number = int.from_bytes(address, "big")
         for mask, network, gateway in self._ways.get(len(address), ()):
             if number & mask == network:

@@ -16,12 +16,15 @@ from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
 from ...dataplane.udp_trains import Trains, split
 from ...pipeline.handler import HandlerContext
-from . import codec
+from . import codec, engine
 from .limits import within
 from .routes import PeerTable
 
 RECHECK = 10.0
 """Seconds between two looks at whether peers may still have what they have registered: users may be taken away."""
+
+TICK = 1.0
+"""Seconds between two looks at what the kernel has moved."""
 
 _BATCH = 64
 """Packets of the device per turn."""
@@ -42,6 +45,7 @@ class PeerServer:
         passphrase: str = "",
         p2p: bool = False,
         strict_source: bool | None = None,
+        choice: engine.Choice = "auto",
     ) -> None:
         self._flow = flow
         self._device = device
@@ -50,14 +54,36 @@ class PeerServer:
         self._p2p = p2p
         self._strict_wanted = strict_source
         self._own = frozenset(address.ip for address in device.setup.addresses)
-        self._peers: PeerTable[Sockaddr] = PeerTable(device.setup.ways, single=p2p)
+        self._peers: PeerTable[Sockaddr] = PeerTable(device.setup.ways, single=p2p, router=device.setup.router)
         self._credentials: dict[IPAddress, tuple[bytes, Endpoint]] = {}
+        self._choice: engine.Choice = choice
         self._adopt(context, passphrase)
+        self._kernel = self._start_engine()
         if self._trains.missing:
             self._log.info(f"{device.name}: the kernel lacks {self._trains.missing}: datagrams go one by one")
 
+    def _start_engine(self) -> engine.KernelPath | None:
+        return engine.start(
+            self._choice,
+            self._flow,
+            self._device,
+            self._carrier,
+            self._log,
+            place=self._place,
+            strict=self._strict,
+            single=self._p2p,
+            relays=True,
+        )
+
+    def close(self) -> None:
+        """Stop the kernel engine; socket and device are others'."""
+        if self._kernel is not None:
+            self._kernel.close(self._flow)
+            self._kernel = None
+
     def _adopt(self, context: HandlerContext, passphrase: str) -> None:
         self._log = context.log
+        self._place = context.netns
         self._authenticator: Authenticator | None = context.authenticator
         self._passphrase = codec.pack_passphrase(passphrase).rstrip(b"\0") if passphrase else None
         guarded = self._authenticator is not None or self._passphrase is not None
@@ -65,7 +91,11 @@ class PeerServer:
 
     def renew(self, context: HandlerContext, passphrase: str) -> None:
         """Go on with other users; who is none of them any more is forgotten at once."""
+        strict = self._strict
         self._adopt(context, passphrase)
+        if self._kernel is not None and self._strict != strict:
+            self.close()
+            self._kernel = self._start_engine()
         self.check_peers()
 
     # ---- device to peers -------------------------------------------------------------------------
@@ -142,6 +172,8 @@ class PeerServer:
         for packet in train:
             length = len(packet)
             if length <= codec.HEADER:
+                if self._kernel is not None and packet == codec.OFFER:
+                    self._kernel.offered(Endpoint.from_sockaddr(peer))
                 continue  # GOST: neither a registration nor a packet that carries anything
             version = packet[0] >> 4
             if version == 4:
@@ -191,7 +223,8 @@ class PeerServer:
         if not all(self._authorised(address, registration.passphrase, client) for address in registration.addresses):
             self._log.info(f"registration from {client} for {names} is refused", client=str(client))
             return
-        self._pass_on((codec.encode_answer(client.host),), peer)
+        kernel = self._kernel is not None and self._kernel.registered(registration.addresses, client)
+        self._pass_on((codec.encode_answer(client.host, kernel=kernel),), peer)
         if self._peers.learn(registration.addresses, peer):
             self._log.info(f"{self._device.name}: {names} at {client}", client=str(client))
         if self._authenticator is not None or self._passphrase is not None:
@@ -207,10 +240,16 @@ class PeerServer:
         return self._passphrase is None or hmac.compare_digest(self._passphrase, passphrase)
 
     async def attend(self) -> None:
-        """Look from time to time whether the peers may still be peers."""
+        """Look from time to time whether the peers may still be peers, and count what the kernel has moved."""
+        checked = asyncio.get_running_loop().time()
         while True:
-            await asyncio.sleep(RECHECK)
-            self.check_peers()
+            await asyncio.sleep(TICK)
+            if self._kernel is not None:
+                self._kernel.count(self._flow)
+            now = asyncio.get_running_loop().time()
+            if now - checked >= RECHECK:
+                checked = now
+                self.check_peers()
 
     def check_peers(self) -> None:
         """Forget the peers whose credentials are not accepted any more."""
@@ -222,4 +261,6 @@ class PeerServer:
                 if self._p2p:
                     self._peers.clear()
                 self._peers.forget(address)
+                if self._kernel is not None:
+                    self._kernel.forget(address)
                 self._log.info(f"{self._device.name}: {address} at {client} is no peer any more", client=str(client))

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from gostnet.policies.routers import RouteEntry, RouteTable, StaticRouter
 from gostnet.protocols.tun import routes
 from gostnet.protocols.tun.routes import PeerTable
 
@@ -89,3 +90,16 @@ def test_what_is_remembered_of_foreign_destinations_is_bounded(monkeypatch: pyte
     for number in range(100):
         assert table.find((0xC0000200 + number).to_bytes(4, "big")) == "three"
         assert len(table._cache) <= 10
+
+
+def test_a_router_knows_the_networks_and_a_change_of_it_holds_at_once() -> None:
+    router = StaticRouter(RouteTable([RouteEntry("10.1.0.0/16", "192.168.0.2"), RouteEntry("fd01::/16", "no-address")]))
+    table: PeerTable[str] = PeerTable(WAYS, router=router)
+    learn(table, "one", "192.168.0.1")
+    learn(table, "two", "192.168.0.2")
+    assert find(table, "10.1.2.3") == "two"
+    assert find(table, "10.2.2.3") is None
+    assert find(table, "fd01::1") is None
+    router.replace(RouteTable([RouteEntry("10.0.0.0/8", "192.168.0.1")]))
+    assert find(table, "10.1.2.3") == "one"
+    assert find(table, "10.2.2.3") == "one"

@@ -1,0 +1,316 @@
+"""The VPN's kernel engine: two gostnets that leave packets to the kernel, beside peers that cannot take them so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from gostnet.kernel import netns
+from gostnet.kernel.bpf import Direction, attached, attachment_problem
+from gostnet.testing.clients import connect, echo, echo_datagram
+from gostnet.testing.namespaces import Network, Topology, row
+from gostnet.testing.processes import Process, gostnet, run_program
+from gostnet.testing.servers import serving_in_thread
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(bool(attachment_problem()), reason=attachment_problem() or "the kernel takes programs"),
+]
+
+Daemon = Callable[..., Process]
+
+PORT = 8421
+PATIENCE = 15.0
+NETS = {
+    "server": ("192.168.123.1", "fd00:123::1"),
+    "client": ("192.168.123.2", "fd00:123::2"),
+    "other": ("192.168.123.3", "fd00:123::3"),
+}
+
+
+@pytest.fixture
+def two(build: Callable[[Topology], Network]) -> Network:
+    """Client and server on one link."""
+    return build(row("client", "server"))
+
+
+@pytest.fixture
+def star(build: Callable[[Topology], Network]) -> Network:
+    """The server between two clients."""
+    return build(row("client", "server", "other"))
+
+
+@pytest.fixture
+def gost(gost_bin: str) -> Iterator[Callable[..., Process]]:
+    """Start the real gost and wait until it listens."""
+    running: list[Process] = []
+
+    def start(place: str, *words: str) -> Process:
+        process = Process([gost_bin, *words], place, name="gost")
+        running.append(process)
+        process.start()
+        process.wait_for("listening on")
+        return process
+
+    yield start
+    for process in reversed(running):
+        process.stop()
+
+
+def net_of(role: str) -> str:
+    return ",".join(f"{address}/{64 if ':' in address else 24}" for address in NETS[role])
+
+
+def server_url(**query: str) -> str:
+    return _url(f"tun://:{PORT}?", {"net": net_of("server"), "name": "tun-server", **query})
+
+
+def client_url(server: str, role: str = "client", **query: str) -> str:
+    words = {"net": net_of(role), "name": f"tun-{role}", "keepalive": "true", "ttl": "1s", **query}
+    return _url(f"tun://:0/{server}:{PORT}?", words)
+
+
+def _url(head: str, words: Mapping[str, str]) -> str:
+    return head + "&".join(f"{key.replace('_', '.')}={value}" for key, value in words.items())
+
+
+def ping(place: str, address: str, patience: int = int(PATIENCE)) -> bool:
+    words = ["ping", "-n", "-c1", "-i0.2", f"-w{patience}", address]
+    return run_program(words, place, timeout=patience + 5, check=False).wait() == 0
+
+
+def moved(place: str, device: str) -> int:
+    """Return the packets that a process has read from a device: what it counts as sent is what waits to be read."""
+    with netns.inside(place):
+        shown = subprocess.run(["ip", "-j", "-s", "link", "show", device], capture_output=True, text=True, check=True)
+    return int(json.loads(shown.stdout)[0]["stats64"]["tx"]["packets"])
+
+
+def wait_for_engine(place: str, device: str, address: str) -> None:
+    """Wait until the kernel carries pings: none of them is handed to the process any more."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        assert ping(place, address)
+        before = moved(place, device)
+        assert ping(place, address)
+        if moved(place, device) == before:
+            return
+        assert time.monotonic() < deadline, "the process still carries the packets"
+
+
+def exchange(near: str, far: str, addresses: tuple[str, ...]) -> None:
+    """Assert that TCP and UDP of all sizes pass from one end to servers on the other one's tunnel addresses."""
+    for address in addresses:
+        assert ping(near, address), address
+    with serving_in_thread(far, list(addresses)) as servers:
+        for version in (4, 6):
+            data = os.urandom(400_000)
+            assert echo(near, servers.endpoint("echo/tcp", version), data) == data
+            for size in (1, 1300, 5000):
+                payload = os.urandom(size)
+                assert echo_datagram(near, servers.endpoint("echo/udp", version), payload)[0] == payload
+
+
+def programs(place: str) -> int:
+    """Return how many programs are at work on the devices of a namespace."""
+    import socket
+
+    with netns.inside(place):
+        return sum(len(attached(index, way)) for index, _ in socket.if_nameindex() for way in Direction)
+
+
+def totals(process: Process) -> tuple[int, int]:
+    """Return the bytes of the record that a client leaves at its end."""
+    found = re.findall(r'"inputBytes":(\d+),"outputBytes":(\d+)', process.errors + process.output)
+    return int(found[-1][0]), int(found[-1][1])
+
+
+@pytest.mark.parametrize("p2p", ["false", "true"])
+def test_packets_of_both_ip_versions_are_left_to_the_kernel(
+    two: Network, daemon: Daemon, unchanged: Any, p2p: str
+) -> None:
+    with unchanged(two["server"]), unchanged(two["client"]):
+        server = daemon(two["server"], "-L", server_url(p2p=p2p))
+        client = daemon(two["client"], "-L", client_url(two.address("server")))
+        for address in NETS["server"]:
+            wait_for_engine(two["client"], "tun-client", address)
+        for address in NETS["client"]:
+            wait_for_engine(two["server"], "tun-server", address)
+        before = moved(two["client"], "tun-client"), moved(two["server"], "tun-server")
+        exchange(two["client"], two["server"], NETS["server"])
+        exchange(two["server"], two["client"], NETS["client"])
+        after = moved(two["client"], "tun-client"), moved(two["server"], "tun-server")
+        # Fragments go the kernel's way too; what the process gets is no more than a router solicitation.
+        assert after[0] - before[0] < 5
+        assert after[1] - before[1] < 5
+        assert client.stop() == 0
+        assert server.stop() == 0
+        up, down = totals(client)
+        assert up > 1_600_000
+        assert down > 1_600_000
+        assert '"engine":"kernel"' in client.errors
+
+
+@pytest.mark.parametrize("pump", ["server", "client"])
+def test_a_peer_with_the_pump_gets_packets_from_the_pump(two: Network, daemon: Daemon, pump: str) -> None:
+    engines = {"server": "auto", "client": "auto", pump: "pump"}
+    daemon(two["server"], "-L", server_url(tun_engine=engines["server"]))
+    daemon(two["client"], "-L", client_url(two.address("server"), tun_engine=engines["client"]))
+    for _ in range(2):
+        exchange(two["client"], two["server"], NETS["server"])
+        exchange(two["server"], two["client"], NETS["client"])
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("role", ["gost-server", "gost-client"])
+def test_the_real_gost_gets_packets_from_the_pump(
+    two: Network, daemon: Daemon, gost: Callable[..., Process], role: str
+) -> None:
+    words = {"server": ("-L", server_url()), "client": ("-L", client_url(two.address("server")))}
+    for side in ("server", "client"):
+        (gost if role == f"gost-{side}" else daemon)(two[side], *words[side])
+    exchange(two["client"], two["server"], NETS["server"])
+    exchange(two["server"], two["client"], NETS["client"])
+    assert programs(two["client" if role == "gost-server" else "server"]) > 0
+
+
+@pytest.mark.parametrize("engines", [("auto", "auto"), ("auto", "pump"), ("pump", "auto")])
+def test_peers_reach_each_other_whatever_their_engines(star: Network, daemon: Daemon, engines: tuple[str, str]) -> None:
+    daemon(star["server"], "-L", server_url(passphrase="x"))
+    for role, side, engine in zip(("client", "other"), ("lan0", "wan0"), engines, strict=True):
+        url = client_url(star.address("server", 4, side), role, tun_engine=engine, passphrase="x")
+        daemon(star[role], "-L", url)
+        if engine == "auto":
+            wait_for_engine(star[role], f"tun-{role}", NETS["server"][0])
+    exchange(star["client"], star["other"], NETS["other"])
+    exchange(star["other"], star["client"], NETS["client"])
+
+
+def test_a_source_that_is_not_the_peers_own_is_dropped_in_the_kernel(two: Network, daemon: Daemon) -> None:
+    daemon(two["server"], "-L", server_url(passphrase="x"))
+    daemon(two["client"], "-L", client_url(two.address("server"), passphrase="x"))
+    wait_for_engine(two["client"], "tun-client", NETS["server"][0])
+    with netns.inside(two["client"]):
+        subprocess.run(["ip", "address", "add", "192.168.123.99/24", "dev", "tun-client"], check=True)
+    forged = ["ping", "-n", "-c2", "-i0.2", "-w1", "-I", "192.168.123.99", NETS["server"][0]]
+    with netns.inside(two["server"]):
+        before = subprocess.run(["ip", "-s", "link", "show", "tun-server"], capture_output=True, text=True, check=True)
+    assert run_program(forged, two["client"], check=False).wait() != 0
+    with netns.inside(two["server"]):
+        after = subprocess.run(["ip", "-s", "link", "show", "tun-server"], capture_output=True, text=True, check=True)
+    assert after.stdout == before.stdout
+    assert ping(two["client"], NETS["server"][0])
+
+
+def test_a_server_that_comes_back_with_the_pump_is_served_by_the_pump(two: Network, daemon: Daemon) -> None:
+    server = daemon(two["server"], "-L", server_url())
+    daemon(two["client"], "-L", client_url(two.address("server")))
+    wait_for_engine(two["client"], "tun-client", NETS["server"][0])
+    server.kill()
+    server = daemon(two["server"], "-L", server_url(tun_engine="pump"))
+    exchange(two["client"], two["server"], NETS["server"])
+    server.kill()
+    daemon(two["server"], "-L", server_url())
+    wait_for_engine(two["client"], "tun-client", NETS["server"][0])
+
+
+def test_a_client_that_moves_is_followed_by_the_kernel(two: Network, daemon: Daemon) -> None:
+    daemon(two["server"], "-L", server_url())
+    daemon(two["client"], "-L", client_url(two.address("server")))
+    wait_for_engine(two["server"], "tun-server", NETS["client"][0])
+    old = two.address("client")
+    new = old.rpartition(".")[0] + ".77"
+    with netns.inside(two["client"]):
+        for verb, address in (("add", new), ("del", old)):
+            subprocess.run(["ip", "address", verb, f"{address}/24", "dev", "wan0"], check=True)
+        subprocess.run(["ip", "address", "replace", f"{new}/24", "dev", "wan0"], check=True)
+    wait_for_engine(two["server"], "tun-server", NETS["client"][0])
+    exchange(two["server"], two["client"], NETS["client"])
+
+
+def test_packets_that_are_forwarded_beyond_the_tunnel_are_whole(
+    build: Callable[[Topology], Network], daemon: Daemon, gost_bin: str
+) -> None:
+    """The gateway is the client; the host behind it, a user-space peer of a second tunnel, reads what came by."""
+    three = build(row("client", "gateway", "server"))
+    behind = three.address("client")
+    network = behind.rpartition(".")[0] + ".0/24"
+    with netns.inside(three["server"]):
+        subprocess.run(["ip", "route", "del", "default"], check=True)
+    daemon(three["server"], "-L", server_url(routes=f"{network}%20{NETS['client'][0]}"))
+    daemon(three["gateway"], "-L", client_url(three.address("server")))
+    wait_for_engine(three["server"], "tun-server", NETS["client"][0])
+    with serving_in_thread(three["client"], [behind]) as servers:
+        data = os.urandom(2_000_000)
+        assert echo(three["server"], servers.endpoint("echo/tcp", 4), data) == data
+        with connect(three["server"], servers.endpoint("echo/tcp", 4)) as sock:
+            sock.sendall(b"x" * 100_000)
+            left = 100_000
+            while left:
+                left -= len(sock.recv(left))
+
+
+@pytest.mark.parametrize("ending", ["TERM", "KILL"])
+def test_programs_end_with_the_process(two: Network, daemon: Daemon, unchanged: Any, ending: str) -> None:
+    import signal
+
+    with unchanged(two["server"], timeout=5.0):
+        server = daemon(two["server"], "-L", server_url())
+        daemon(two["client"], "-L", client_url(two.address("server")))
+        wait_for_engine(two["client"], "tun-client", NETS["server"][0])
+        assert programs(two["server"]) >= 2
+        server.send(getattr(signal, f"SIG{ending}"))
+        server.wait()
+        deadline = time.monotonic() + PATIENCE
+        while programs(two["server"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_why_the_pump_is_used_is_said(two: Network, daemon: Daemon) -> None:
+    limited = {
+        "services": [
+            {
+                "name": "vpn",
+                "addr": f":{PORT}",
+                "handler": {"type": "tun"},
+                "listener": {"type": "tun", "metadata": {"net": net_of("server"), "name": "tun-server"}},
+                "limiter": "some",
+            }
+        ],
+        "limiters": [{"name": "some", "limits": ["$ 100MB 100MB"]}],
+    }
+    server = daemon(two["server"], limited)
+    assert "engine pump: there are traffic limits" in server.wait_for("engine ")
+    client = daemon(two["client"], "-L", client_url(two.address("server"), tun_engine="pump"))
+    assert "engine pump: chosen" in client.wait_for("engine ")
+    exchange(two["client"], two["server"], NETS["server"])
+    client.stop()
+    relayed = client_url(two.address("server"), tun_engine="kernel")
+    client = daemon(two["client"], "-L", relayed, "-F", f"relay://{two.address('server')}:8443")
+    said = client.wait_for("engine ")
+    assert "engine pump: packets go through a chain" in said
+
+
+def test_without_the_right_to_load_programs_the_pump_does_it(
+    two: Network, daemon: Daemon, peer: Callable[[str], str]
+) -> None:
+    daemon(two["server"], "-L", server_url())
+    client = gostnet("-L", client_url(two.address("server")), place=two["client"])
+    dropped = Process(
+        [peer("setpriv"), "--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin", *client.arguments],
+        two["client"],
+        name="gostnet",
+    )
+    with dropped:
+        said = dropped.wait_for("engine ")
+        assert "engine pump" in said
+        assert "CAP_BPF" in said
+        exchange(two["client"], two["server"], NETS["server"])

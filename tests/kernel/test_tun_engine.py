@@ -1,0 +1,196 @@
+"""The engine's programs on made-up frames, and its maps; traffic is in netns-tests/test_tun_engine.py."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from gostnet.core.address import Endpoint
+from gostnet.core.errors import KernelError
+from gostnet.core.packets import Way
+from gostnet.core.resources import Address, Link, Route
+from gostnet.kernel import netns, tun_engine
+from gostnet.kernel.bpf import Verdict, attachment_problem
+from gostnet.kernel.netlink import RouteNetlink
+from gostnet.kernel.tun_engine import TunEngine
+from gostnet.testing.netlink import ROUTE, Netlink
+
+pytestmark = pytest.mark.skipif(bool(attachment_problem()), reason=attachment_problem() or "programs can be attached")
+
+PORT = 8421
+PEER = Endpoint("10.0.0.2", 5000)
+OTHER = Endpoint("10.0.0.3", 5000)
+
+
+@pytest.fixture
+def place() -> Iterator[netns.Namespace]:
+    """A namespace with a TUN device and an Ethernet device, both up."""
+    from gostnet.core.packets import Medium
+    from gostnet.dataplane.tun_device import open_device
+
+    with netns.anonymous() as namespace, netns.inside(namespace):
+        if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+            pytest.skip("/dev/net/tun cannot be used")
+        fds = [open_device("vpn0")[0], open_device("eth7", Medium.ETHERNET)[0]]
+        with RouteNetlink() as kernel:
+            kernel.put_link(Link("vpn0", 1420))
+            kernel.put_link(Link("eth7", 1500))
+            kernel.put_address(Address("eth7", "10.0.0.1/24"))
+        yield namespace
+        for fd in fds:
+            os.close(fd)
+
+
+def inner4(source: str, destination: str, payload: bytes = b"x" * 30) -> bytes:
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, 253, 0)
+    return head + ip_address(source).packed + ip_address(destination).packed + payload
+
+
+def inner6(source: str, destination: str, payload: bytes = b"x" * 30) -> bytes:
+    head = struct.pack(">IHBB", 6 << 28, len(payload), 253, 64)
+    return head + ip_address(source).packed + ip_address(destination).packed + payload
+
+
+def frame(
+    inner: bytes,
+    *,
+    peer: Endpoint = PEER,
+    to: str = "10.0.0.1",
+    port: int = PORT,
+    checksum: int = 0,
+    fragment: int = 0x4000,
+    protocol: int = 17,
+    version: int = 0x45,
+) -> bytes:
+    udp = struct.pack(">HHHH", peer.port, port, 8 + len(inner), checksum)
+    head = struct.pack(">BBHHHBBH", version, 0, 28 + len(inner), 0, fragment, 64, protocol, 0)
+    return bytes(12) + b"\x08\0" + head + ip_address(peer.host).packed + ip_address(to).packed + udp + inner
+
+
+def test_what_a_peer_has_sent_this_way_is_stripped_and_counted(place: netns.Namespace) -> None:
+    with TunEngine("vpn0", PORT) as engine:
+        assert engine.learn([ip_address("192.168.0.2"), ip_address("fd00::2")], PEER, takes=True)
+        for inner in (inner4("192.168.0.2", "192.168.0.1"), inner6("fd00::2", "fd00::1")):
+            verdict, left = engine._receiver.run(frame(inner))
+            assert verdict == Verdict.REDIRECT
+            assert left[14:] == inner
+            assert engine.moved() == (0, len(inner))
+
+
+REFUSED = {
+    "from a stranger": frame(inner4("192.168.0.2", "192.168.0.1"), peer=OTHER),
+    "from another port": frame(inner4("192.168.0.2", "192.168.0.1"), peer=Endpoint(PEER.host, 5001)),
+    "to another port": frame(inner4("192.168.0.2", "192.168.0.1"), port=PORT + 1),
+    "to another host": frame(inner4("192.168.0.2", "192.168.0.1"), to="10.0.0.9"),
+    "from a socket": frame(inner4("192.168.0.2", "192.168.0.1"), checksum=0x1234),
+    "a fragment": frame(inner4("192.168.0.2", "192.168.0.1"), fragment=0x2000),
+    "a later fragment": frame(inner4("192.168.0.2", "192.168.0.1"), fragment=5),
+    "TCP": frame(inner4("192.168.0.2", "192.168.0.1"), protocol=6),
+    "options outside": frame(inner4("192.168.0.2", "192.168.0.1"), version=0x46),
+    "a registration": frame(b"GOST" + bytes(32)),
+    "no packet": frame(b"\xff" * 60),
+    "a wrong length": frame(inner4("192.168.0.2", "192.168.0.1") + b"more"),
+    "a wrong length of IPv6": frame(inner6("fd00::2", "fd00::1")[:-1]),
+    "too short": frame(b"\x45" + bytes(10)),
+    "ARP": bytes(12) + b"\x08\x06" + bytes(60),
+    "IPv6 outside": bytes(12) + b"\x86\xdd" + inner6("fd00::2", "fd00::1"),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED.values(), ids=REFUSED)
+def test_everything_else_is_left_alone(place: netns.Namespace, refused: bytes) -> None:
+    with TunEngine("vpn0", PORT) as engine:
+        assert engine.learn([ip_address("192.168.0.2"), ip_address("fd00::2")], PEER, takes=True)
+        assert engine._receiver.run(refused) == (Verdict.NEXT, refused)
+        assert engine.moved() == (0, 0)
+
+
+def test_sources_are_checked_where_that_is_asked_for(place: netns.Namespace) -> None:
+    ways = [Way(ip_network("10.1.0.0/16"), ip_address("192.168.0.2"))]
+    with TunEngine("vpn0", PORT, strict=True, ways=ways) as engine:
+        assert engine.learn([ip_address("192.168.0.2"), ip_address("fd00::2")], PEER, takes=True)
+        assert engine.learn([ip_address("192.168.0.3")], OTHER, takes=True)
+        run = engine._receiver.run
+        for good in ("192.168.0.2", "10.1.2.3"):
+            assert run(frame(inner4(good, "192.168.0.1")))[0] == Verdict.REDIRECT
+        assert run(frame(inner6("fd00::2", "fd00::1")))[0] == Verdict.REDIRECT
+        for bad in ("192.168.0.3", "192.168.0.9", "10.2.2.3"):
+            assert run(frame(inner4(bad, "192.168.0.1")))[0] == Verdict.DROP
+        assert run(frame(inner6("fd00::3", "fd00::1")))[0] == Verdict.DROP
+        # An address that another peer registers is that one's from then on.
+        assert engine.learn([ip_address("192.168.0.2")], OTHER, takes=True)
+        assert run(frame(inner4("192.168.0.2", "192.168.0.1")))[0] == Verdict.DROP
+        engine.forget(ip_address("fd00::2"))
+        assert run(frame(inner6("fd00::2", "fd00::1")))[0] == Verdict.DROP
+
+
+def test_a_peer_that_is_forgotten_is_a_stranger_and_what_it_moved_still_counts(place: netns.Namespace) -> None:
+    with TunEngine("vpn0", PORT) as engine:
+        engine.learn([ip_address("192.168.0.2")], PEER, takes=True)
+        packet = inner4("192.168.0.2", "192.168.0.1")
+        engine._receiver.run(frame(packet))
+        engine.forget_peer(PEER)
+        engine.forget_peer(PEER)
+        assert engine._receiver.run(frame(packet))[0] == Verdict.NEXT
+        assert engine.moved() == (0, len(packet))
+        assert engine.moved() == (0, 0)
+        assert list(engine.peers) == []
+        assert engine._routes.keys() == engine._counts.keys() == []
+
+
+def test_a_peer_without_addresses_goes_when_another_takes_them(place: netns.Namespace) -> None:
+    with TunEngine("vpn0", PORT) as engine:
+        engine.learn([ip_address("192.168.0.2")], PEER, takes=True)
+        engine.learn([ip_address("192.168.0.2")], OTHER, takes=False)
+        assert list(engine.peers) == [OTHER]
+        assert len(engine._routes.keys()) == len(engine._counts.keys()) == 1
+
+
+def test_the_one_peer_of_a_point_to_point_service(place: netns.Namespace) -> None:
+    with TunEngine("vpn0", PORT, single=True, strict=True) as engine:
+        for peer in (PEER, OTHER):
+            assert engine.learn([], peer, takes=True)
+            assert list(engine.peers) == [peer]
+            assert engine._routes.keys() == [bytes(20)]
+        assert engine._receiver.run(frame(inner4("1.2.3.4", "5.6.7.8"), peer=OTHER))[0] == Verdict.REDIRECT
+        assert engine._receiver.run(frame(inner4("1.2.3.4", "5.6.7.8")))[0] == Verdict.NEXT
+        engine.forget_peer(OTHER)
+        assert engine._routes.keys() == []
+
+
+def test_which_peers_are_served(place: netns.Namespace) -> None:
+    with RouteNetlink() as kernel:
+        kernel.put_route(Route("10.9.0.0/16", device="vpn0"))
+    with TunEngine("vpn0", PORT) as engine:
+        addresses = [ip_address("192.168.0.2")]
+        assert engine.learn(addresses, PEER, takes=True)
+        for host in ("fd00::9", "127.0.0.1", "10.9.1.1", "203.0.113.1"):  # IPv6, this host, in the tunnel, no way
+            assert not engine.learn(addresses, Endpoint(host, 1), takes=True), host
+        assert list(engine.peers) == [PEER]
+
+
+def test_full_maps_leave_peers_to_the_pump(place: netns.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tun_engine, "MOST_PEERS", 1)
+    with TunEngine("vpn0", PORT) as engine:
+        assert engine.learn([ip_address("192.168.0.2")], PEER, takes=True)
+        assert not engine.learn([ip_address("192.168.0.3")], OTHER, takes=True)
+        assert list(engine.peers) == [PEER]
+
+
+def test_why_it_cannot_be_had_is_said_and_nothing_stays(
+    place: netns.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(KernelError, match="missing0"):
+        TunEngine("missing0", PORT)
+    monkeypatch.setattr(tun_engine, "attachment_problem", lambda: "no programs here")
+    with pytest.raises(KernelError, match="no programs here"):
+        TunEngine("vpn0", PORT)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    with Netlink(ROUTE):
+        assert socket.if_nametoindex("vpn0")
