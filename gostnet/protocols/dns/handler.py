@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final
 from ...core.address import Endpoint, parse_ip
 from ...core.datagrams import Datagram, Datagrams
 from ...core.egress import Egress
-from ...core.errors import GostnetError, ProtocolError, ResolveError
+from ...core.errors import GostnetError, NoRoute, ProtocolError, ResolveError
 from ...core.flow import Flow
 from ...core.hub import current_hub
 from ...core.options import Bytes, CommaList, Seconds, opt
@@ -299,7 +299,11 @@ class DnsHandler:
         if context.hop is not None:
             choice = Flow(context.service, flow.client, flow.ingress, "udp")
             while True:
-                node = context.hop.select(choice, Endpoint(query.name, 0), current_hub().loop.time())
+                try:
+                    node = context.hop.select(choice, Endpoint(query.name, 0), current_hub().loop.time(), query.name)
+                except NoRoute as exc:  # every target is for other names
+                    context.log.debug(str(exc), sid=flow.sid)
+                    return
                 if node is None or node in choice.tried:
                     return
                 yield _Upstream(self._server_of(node, way), node)

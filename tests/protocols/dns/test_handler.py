@@ -22,6 +22,7 @@ from gostnet.pipeline.handler import HandlerContext
 from gostnet.policies.bypass import PatternBypass, compile_patterns
 from gostnet.policies.entries import inline
 from gostnet.policies.hosts import HostTable, Mapping, StaticHosts
+from gostnet.policies.matcher import FilterMatcher
 from gostnet.policies.nameserver import NameServer
 from gostnet.policies.resolver import DNSResolver
 from gostnet.protocols.dns.handler import DnsHandler, system_servers
@@ -29,7 +30,7 @@ from gostnet.testing.certificates import Authority
 from gostnet.transports.tls import TlsLayer
 
 from ..vectors import Peer, UdpPeer, closed_port, router
-from .kit import Upstream, answer, ask, handler, serving, texts
+from .kit import Upstream, answer, ask, handler, serving, targets, texts
 
 
 def question(name: str = "a.test", kind: str = "A", **options: object) -> dns.message.QueryMessage:
@@ -126,6 +127,24 @@ def test_the_next_upstream_is_asked_when_one_fails_and_the_dead_one_is_left_out(
             assert hop is not None
             assert hop.nodes[0].marker.failures == 1
             assert hop.nodes[1].marker.failures == 0  # it works: an error code is about the question
+
+    run(main())
+
+
+def test_a_target_may_be_for_some_names_only() -> None:
+    async def main() -> None:
+        async with one("A 192.0.2.1").running() as special, one("A 192.0.2.2").running() as other:
+            hop, written = targets(str(special.address), str(other.address))
+            hop.nodes[0].matcher = FilterMatcher(".a.test")
+            made = DnsHandler(DnsHandler.Options(), HandlerContext(service="dns", hop=hop, addresses=written))
+            async with serving(made) as address:
+                for n in range(3):
+                    assert texts(await ask(address, question(f"{n}.b.test"))) == ["192.0.2.2"]
+                hop.nodes[1].matcher = FilterMatcher("c.test")
+                for n in range(3):
+                    assert texts(await ask(address, question(f"{n}.a.test"))) == ["192.0.2.1"]
+                reply = dns.message.from_wire(await ask(address, question("none.test")))
+                assert reply.rcode() == dns.rcode.SERVFAIL
 
     run(main())
 

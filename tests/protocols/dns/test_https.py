@@ -347,6 +347,44 @@ def test_silent_and_slow_clients_are_let_go(ca: str, monkeypatch: pytest.MonkeyP
     run(main())
 
 
+class Budget:
+    """Lets some requests pass."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def allow(self, client: Endpoint) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+@pytest.mark.parametrize("mode", ["tcp", "https"])
+def test_every_query_of_a_connection_counts_against_the_rate_limit(mode: str, ca: str) -> None:
+    async def main() -> None:
+        async with one().running() as upstream:
+            hop, written = targets(str(upstream.address))
+            budget = Budget(2)
+            context = HandlerContext(service="dns", hop=hop, addresses=written, requests=budget)
+            made = DnsHandler(DnsHandler.Options(), context)
+            async with serving(made, mode=mode, tls=server_side()) as address:
+                # The first of a connection is the service's to count, which has no limit here.
+                if mode == "tcp":
+                    stream: Stream = await connect_tcp(*address)
+                    request = len(QUERY).to_bytes(2, "big") + QUERY
+                else:
+                    stream = await client_side(ca, ("http/1.1",)).client(
+                        Flow(), await connect_tcp(*address), "127.0.0.1"
+                    )
+                    request = b"GET /?dns=%b HTTP/1.1\r\nHost: a\r\n\r\n" % ENCODED
+                await stream.send(request * 5)
+                found = await everything(stream)
+                assert found.count(b"\xc0\0\2\1") == 3
+                assert budget.left == -1
+                stream.abort()
+
+    run(main())
+
+
 def test_who_takes_requests_back_gets_no_more_of_them_in(ca: str) -> None:
     async def main() -> None:
         async with (
