@@ -85,9 +85,10 @@ class Assembler:
         self._chains = Chains(parts, previous.nodes if previous else {})
         build = parts.build
         self._authers = build_authers(config, build)
-        self._limiters = build_limiters(config, build)
-        self._climiters = build_climiters(config, build)
-        self._rlimiters = build_rlimiters(config, build)
+        before = previous.build if previous is not None else None
+        self._limiters = build_limiters(config, build, before)
+        self._climiters = build_climiters(config, build, before)
+        self._rlimiters = build_rlimiters(config, build, before)
         self._routes = Routes(build_routers(config, build))
         self._previous = previous
         self._quotas = build_quotas(config, build, previous.build.quotas if previous else {})

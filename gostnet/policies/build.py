@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -82,7 +82,8 @@ class Build:
     https      the same with HTTP/2 on offer, for those that are asked by HTTPS
     problems   what is wrong with the configuration
     reloaders  await `load()` of each before the services start, then run `run()` of each as a task
-    quotas, recorders   by name, recorders with their sections: what the next configuration takes over
+    limiters, quotas, recorders   what the next configuration takes over, by name; limiters by kind, recorders with
+               their sections
     reporters  report a last time at the end
     """
 
@@ -94,6 +95,7 @@ class Build:
     clock: Clock = time.monotonic
     problems: list[Problem] = field(default_factory=list)
     reloaders: list[Attended] = field(default_factory=list)
+    limiters: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     quotas: dict[str, Quota] = field(default_factory=dict)
     recorders: dict[str, tuple[schema.Recorder, Recorder]] = field(default_factory=dict)
     reporters: list[Reporter] = field(default_factory=list)
@@ -375,21 +377,22 @@ def _router(section: Router, build: Build) -> routers.StaticRouter:
 
 
 # ---- limiters -----------------------------------------------------------------------------------
-def build_limiters(config: Config, build: Build) -> dict[str, traffic.TrafficLimits]:
-    """Return the bandwidth limiters by name."""
+def build_limiters(config: Config, build: Build, before: Build | None = None) -> dict[str, traffic.TrafficLimits]:
+    """Return the bandwidth limiters by name; those of `before`, the configuration before, go on."""
     make = partial(traffic.TrafficLimits, clock=build.clock)
-    return _limiters("limiter", config.limiters, build, traffic.compile_traffic, make)
+    return _limiters("limiter", config.limiters, build, before, traffic.compile_traffic, make)
 
 
-def build_climiters(config: Config, build: Build) -> dict[str, limits.ConnectionLimits]:
-    """Return the connection limiters by name."""
-    return _limiters("climiter", config.climiters, build, limits.compile_connections, limits.ConnectionLimits)
+def build_climiters(config: Config, build: Build, before: Build | None = None) -> dict[str, limits.ConnectionLimits]:
+    """Return the connection limiters by name; those of `before` go on with their counts."""
+    make = limits.ConnectionLimits
+    return _limiters("climiter", config.climiters, build, before, limits.compile_connections, make)
 
 
-def build_rlimiters(config: Config, build: Build) -> dict[str, limits.RateLimits]:
-    """Return the limiters of requests by name."""
+def build_rlimiters(config: Config, build: Build, before: Build | None = None) -> dict[str, limits.RateLimits]:
+    """Return the limiters of requests by name; those of `before` go on with what they have granted."""
     make = partial(limits.RateLimits, clock=build.clock)
-    return _limiters("rlimiter", config.rlimiters, build, limits.compile_rates, make)
+    return _limiters("rlimiter", config.rlimiters, build, before, limits.compile_rates, make)
 
 
 class _Replaceable(Protocol[R_contra]):
@@ -399,21 +402,57 @@ class _Replaceable(Protocol[R_contra]):
 L = TypeVar("L", bound=_Replaceable[Any])
 
 
+class _Succession:
+    """A limiter of the configuration before: its new rules wait until the new configuration holds."""
+
+    def __init__(self, limiter: _Replaceable[Any], rules: Any) -> None:
+        self._limiter = limiter
+        self._rules = rules
+        self._holds = False
+
+    def install(self, rules: Any) -> None:
+        """Take rules, those of the sources included."""
+        self._rules = rules
+        if self._holds:
+            self._limiter.replace(rules)
+
+    async def load(self) -> bool:
+        """There is nothing to wait for."""
+        return True
+
+    async def run(self) -> None:
+        """Put the rules in place."""
+        self._holds = True
+        self._limiter.replace(self._rules)
+
+
 def _limiters(
     kind: str,
     sections: Sequence[Limiter],
     build: Build,
+    before: Build | None,
     compile: Callable[[Sequence[Entry]], tuple[T, list[Problem]]],
     make: Callable[[T], L],
 ) -> dict[str, L]:
-    made = {}
+    known: Mapping[str, L] = before.limiters.get(kind, {}) if before is not None else {}
+    made: dict[str, L] = {}
     for section in named_sections(sections):
         entries = _limits(section)
         rules, problems = compile(entries)
         build.problems += problems
-        limiter = made[section.name] = make(rules)
+        limiter = known.get(section.name)
+        install: Callable[[T], None]
+        if limiter is None:
+            limiter = make(rules)
+            install = limiter.replace
+        else:
+            succession = _Succession(limiter, rules)
+            build.reloaders.append(succession)
+            install = succession.install
+        made[section.name] = limiter
         work = partial(_compile, compile, entries)
-        _watch(kind, section, build, work, limiter.replace, open_without=not entries)
+        _watch(kind, section, build, work, install, open_without=not entries)
+    build.limiters[kind] = made
     return made
 
 

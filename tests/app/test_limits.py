@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gostnet.core.address import Endpoint
 from gostnet.testing.clients import connect, echo_datagram, resolve
@@ -126,3 +129,41 @@ def test_k07_every_query_of_a_dns_connection_counts(start: Start, servers: Serve
         data = data[2 + int.from_bytes(data[:2], "big") :]
         answers += 1
     assert answers == 3
+
+
+def test_a_reload_forgets_no_connection_and_changes_the_rate_of_what_runs(
+    start: Start, servers: Servers, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+
+    def write(connections: str, rate: str) -> None:
+        service = {
+            "name": "s",
+            "addr": f"127.0.0.1:{port}",
+            "handler": {"type": "tcp"},
+            "listener": {"type": "tcp"},
+            "forwarder": {"nodes": [{"name": "t", "addr": str(servers.endpoint("echo/tcp"))}]},
+            "climiter": "c",
+            "limiter": "l",
+        }
+        limits = {"climiters": [{"name": "c", "limits": [f"$ {connections}"]}]}
+        limits["limiters"] = [{"name": "l", "limits": [f"$ {rate} {rate} 100KB"]}]
+        path.write_text(yaml.safe_dump({"services": [service], **limits}))
+
+    place = Endpoint("127.0.0.1", port)
+    write("2", "1B")
+    process = start("-C", str(path))
+    with connect(None, place) as first, connect(None, place) as second:
+        for sock in (first, second):
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+        first.sendall(b"y" * 150_000)  # what is above 100 KiB would take half a day
+        write("2", "100MB")
+        process.send(signal.SIGHUP)
+        process.wait_for("config reloaded")
+        assert not stream(place, place)
+        left = 150_000
+        while left:
+            left -= len(first.recv(65536))

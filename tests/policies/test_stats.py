@@ -22,6 +22,7 @@ from gostnet.core.errors import (
 from gostnet.core.flow import Flow
 from gostnet.core.sockets import SocketStream
 from gostnet.core.tasks import Scope, run
+from gostnet.policies.build import FINISH, Build
 from gostnet.policies.observer import Events, Reporter
 from gostnet.policies.post import PostError
 from gostnet.policies.quota import Quota, Terms
@@ -228,3 +229,27 @@ def test_a_report_that_fails_is_sent_again_before_anything_newer() -> None:
 @pytest.mark.parametrize(("given", "holds"), [(0.2, 1.0), (0.0, 5.0), (-1.0, 5.0), (7.0, 7.0)])
 def test_e07_the_period_has_a_bound(given: float, holds: float) -> None:
     assert Reporter(Told(), period=given).period == holds
+
+
+def test_e08_an_observer_that_hangs_holds_nobody_up() -> None:
+    class Hanging(Told):
+        async def observe(self, events: Events) -> None:
+            self.came.set()
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        told = Hanging()
+        reporter = Reporter(told, states=True)
+        books = ServiceBooks("s", reporters=[reporter])
+        scope = await running(reporter)
+        for number in range(1000):
+            books.become("ready", f"{number}")
+        await told.came.wait()
+        assert len(reporter._waiting) <= 64
+        build = Build(reporters=[reporter])
+        await scope.cancel()
+        begun = asyncio.get_running_loop().time()
+        await build.aclose()
+        assert asyncio.get_running_loop().time() - begun < FINISH + 1
+
+    run(main())
