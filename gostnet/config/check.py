@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -12,7 +11,7 @@ from ..core.errors import ConfigError
 from ..core.options import Problem
 from ..core.registry import GOST_NAMES, KINDS, Kind
 from ..core.suggest import did_you_mean
-from . import patterns, rules, schema
+from . import matcher, patterns, rules, schema
 from .decode import UNKNOWN_KEY as UNKNOWN_SCHEMA_KEY
 from .finding import Finding, locate
 from .load import Loaded
@@ -60,7 +59,6 @@ _UNUSED: Final = frozenset(
     ("authers", "admissions", "bypasses", "resolvers", "hosts", "limiters", "quotas", "climiters", "rlimiters")
 )
 """Lists whose objects protect or steer something, so that one that nobody refers to is likely a mistake."""
-_RULE_NAME: Final = re.compile(r"\b(bypass|admission)\(\s*([`\"])(.*?)\2\s*\)", re.IGNORECASE)
 
 
 def check(
@@ -158,10 +156,15 @@ def _names(config: Config) -> Iterator[Problem]:
 
 def _rule_references(config: Config) -> Iterator[Reference]:
     for section in walk(config):
-        if isinstance(section, schema.Matcher):
-            for found in _RULE_NAME.finditer(section.rule):
-                target = "bypasses" if found[1].lower() == "bypass" else "admissions"
-                yield Reference(f"{section.path}.rule", found[3], target)
+        if not isinstance(section, schema.Matcher) or not section.rule:
+            continue
+        try:
+            rule = matcher.parse_rule(section.rule)
+        except matcher.RuleError:
+            continue  # reported as such
+        for function, target in (("Bypass", "bypasses"), ("Admission", "admissions")):
+            for name in matcher.names(rule, function):
+                yield Reference(f"{section.path}.rule", name, target)
 
 
 def _references(config: Config, *, lenient: bool) -> Iterator[Problem]:

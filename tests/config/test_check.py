@@ -417,6 +417,22 @@ def test_node_and_target_addresses() -> None:
             "hops: [{name: h, nodes: [{name: n, addr: 'h:1', probe: {type: cmd}}]}]",
             "hops[0].nodes[0].probe: has no command; nothing would be probed [probe.incomplete]",
         ),
+        (
+            "hops: [{name: h, nodes: [{name: n, addr: 'h:1', probe: {type: tcp, addr: 'h:1', interval: 1ms}}]}]",
+            "hops[0].nodes[0].probe.interval: 0.001s is too short; write a unit, as in 30s: a bare number counts nanoseconds [probe.time]",
+        ),
+        (
+            "hops: [{name: h, nodes: [{name: n, addr: 'h:1', probe: {type: http, addr: 'h:1', httpHeaders: {'a b': c}}}]}]",
+            "hops[0].nodes[0].probe.httpHeaders: 'a b' is not a header and its value [probe.header]",
+        ),
+        (
+            "hops: [{name: h, nodes: [{name: n, addr: 'h:1', matcher: {rule: 'Host(`a`) && Hots(`b`)'}}]}]",
+            "hops[0].nodes[0].matcher.rule: there is no function 'Hots'; did you mean 'Host'?, at character 14 of the rule [matcher.rule]",
+        ),
+        (
+            "hops: [{name: h, nodes: [{name: n, addr: 'h:1', matcher: {rule: 'HostRegexp(`(?=a)`)'}}]}]",
+            "hops[0].nodes[0].matcher.rule: HostRegexp: '(?=a)' uses (?=a, which RE2 does not have, at character 1 of the rule [matcher.rule]",
+        ),
     ],
 )
 def test_values_that_gost_passes_over_are_errors(text: str, finding: str) -> None:
