@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import ssl
+import subprocess
 from itertools import pairwise
 
 import pytest
@@ -20,8 +23,10 @@ from gostnet.wire.client_hello import (
     server_name,
 )
 
+NAME = "www.example.com"
 
-def hello_of(name: str | None = "www.example.com", alpn: tuple[str, ...] = ()) -> bytes:
+
+def hello_of(name: str | None = NAME, alpn: tuple[str, ...] = ()) -> bytes:
     """Return what OpenSSL sends first."""
     context = ssl.create_default_context()
     if name is None:
@@ -61,6 +66,36 @@ def test_hello_without_a_name() -> None:
     hello = HelloReader().feed(hello_of(None))
     assert hello is not None
     assert hello.server_name == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("curl", "-sk", "--resolve", f"{NAME}:{{port}}:127.0.0.1", f"https://{NAME}:{{port}}/"),
+        ("openssl", "s_client", "-servername", NAME, "-alpn", "h2,http/1.1", "-connect", "127.0.0.1:{port}"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_hello_of_real_programs(words: tuple[str, ...]) -> None:
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"{words[0]} is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        arguments = [word.format(port=server.getsockname()[1]) for word in words]
+        program = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        reader = HelloReader()
+        hello = None
+        with program, server.accept()[0] as client:
+            client.settimeout(10)
+            while hello is None and (data := client.recv(100)):
+                hello = reader.feed(data)
+            program.kill()
+    assert hello is not None
+    assert hello.server_name == "www.example.com"
+    assert hello.alpn[0] == "h2"
+    assert 0x0304 in hello.versions
 
 
 @given(st.lists(st.integers(1, len(HELLO) - 1), max_size=12))
