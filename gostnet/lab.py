@@ -4,9 +4,9 @@
                                        vpn0 ....... vpn0  `-- 10.77.4.2 intra.lab
 
 The gateway runs gostnet with listeners red and redu on `lan0`, the exit runs gostnet as a relay over TLS. Between them
-is a VPN (`tun`), by which the gateway reaches the network behind the exit. As root the namespaces have names; otherwise
-everything happens inside one unprivileged user namespace. What a lab that was killed has left is removed by the next
-one.
+is a VPN (`tun`), by which the gateway reaches the network behind the exit; what else the gateway's own programs send
+goes through a device (`tungo`) and the relay. As root the namespaces have names; otherwise everything happens inside
+one unprivileged user namespace. What a lab that was killed has left is removed by the next one.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ INTRANET = "intra.lab"
 
 VPN = {EXIT: ("10.77.9.1/24", "fd77:9::1/64"), GATEWAY: ("10.77.9.2/24", "fd77:9::2/64")}
 """The addresses inside the VPN."""
+
+INSIDE = ("10.77.9.0/24", "fd77:9::/64")
+"""The networks of the VPN itself."""
 
 BEHIND = ("10.77.4.0/24", "fd77:4::/64")
 """The networks that the gateway routes into the VPN."""
@@ -298,6 +301,7 @@ class _Lab:
         for source in self._addresses(EXIT, "eth1"):
             at = {service: self._target(servers, service, source) for service in SERVICES}
             yield from self._probes_of(f"IPv{6 if ':' in source else 4}", at, source)
+            yield from self._probes_of_own(f"IPv{6 if ':' in source else 4}", at, source)
         for source in self._addresses(EXIT, "eth2"):
             yield from self._probes_by_vpn(f"IPv{6 if ':' in source else 4}", source)
 
@@ -325,6 +329,22 @@ class _Lab:
         yield f"{version} DNS by UDP comes from the exit", partial(whoami, at["dns/udp"], False)
         yield f"{version} DNS by TCP comes from the exit", partial(whoami, at["dns/tcp"], True)
         yield f"{version} names resolve", partial(_expect_names, place, at["dns/udp"])
+
+    def _probes_of_own(self, version: str, at: Mapping[str, Endpoint], source: str) -> Iterator[Probe]:
+        """Yield what the gateway itself tries: its own programs are captured by the device."""
+        place, http, udp = self._network[GATEWAY], at["http"], at["echo/udp"]
+
+        def echoed() -> None:
+            _expect(echo_datagram(place, udp, pattern(1200)), (pattern(1200), udp))
+
+        def whoami() -> None:
+            _expect(resolve(place, at["dns/udp"], "whoami.lab", "TXT").records, (source,))
+
+        yield f"{version} gateway, HTTP comes from the exit", self._seen_from(http, source, place=GATEWAY)
+        yield f"{version} gateway, download of 10 MB", partial(_expect_download, place, http, 10_000_000)
+        yield f"{version} gateway, TCP echo with half-close", partial(_expect_echo, place, at["echo/tcp"])
+        yield f"{version} gateway, UDP echo", echoed
+        yield f"{version} gateway, DNS by UDP comes from the exit", whoami
 
     def _probes_by_vpn(self, version: str, source: str) -> Iterator[Probe]:
         place, names = self._network[GATEWAY], 6 if ":" in source else 4
@@ -410,6 +430,15 @@ def configurations(directory: Path, exit_address: str, tproxy: bool) -> dict[str
                 },
                 "listener": {"type": "tun", "metadata": {**_device(GATEWAY), "route": ",".join(BEHIND)}},
                 "forwarder": {"nodes": [{"name": "exit", "addr": vpn_address}]},
+            },
+            {
+                "name": "own",
+                "addr": ":0",
+                "handler": {"type": "tungo", "chain": "out", "metadata": {"udpTimeout": UDP_IDLE}},
+                "listener": {
+                    "type": "tungo",
+                    "metadata": {"name": "own0", "capture": ["local"], "capture.exclude": [*BEHIND, *INSIDE]},
+                },
             },
         ],
         "chains": [

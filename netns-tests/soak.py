@@ -202,7 +202,7 @@ class Soak:
                 self._tally.done[kind] += 1
 
     def _jobs(self) -> Iterator[tuple[str, Job]]:
-        """Yield what clients do: over IPv4 and IPv6, captured at the gateway and by the gateway's VPN."""
+        """Yield what clients do: over IPv4 and IPv6, captured at the gateway, on the gateway, and by its VPN."""
         for version in (4, 6):
             web = TOPOLOGY.addresses(INTERNET, "eth0", version)[0]
             behind = TOPOLOGY.addresses(INTERNET, "eth1", version)[0]
@@ -211,6 +211,8 @@ class Soak:
             yield f"abort{version}", aborts(client, web)
             yield f"http{version}", downloads(client, web)
             yield f"udp{version}", datagrams(client, web)
+            yield f"own tcp{version}", transfers(gateway, web)
+            yield f"own udp{version}", datagrams(gateway, web)
             yield f"vpn tcp{version}", transfers(gateway, behind)
             yield f"vpn udp{version}", datagrams(gateway, behind)
             yield f"vpn ping{version}", pings(gateway, behind)
