@@ -65,6 +65,7 @@ class Sniffed:
     host       the name in the hello, or in the Host field or absolute target, without port
     port       the port beside that name, 0 where none was written
     alpn       protocols offered in the hello; ("h2",) for HTTP/2 with prior knowledge
+    proxied    the request is one to a proxy: `host` is where that is to go, not whom the client has connected to
     ech        the hello has an encrypted one inside, so `host` is the public name of the provider
     method, path, query, headers, body   of an HTTP request: the path starts with "/", the query comes without "?",
                header names are as sent, `body` is what of it had arrived with the head
@@ -75,6 +76,7 @@ class Sniffed:
     port: int = 0
     alpn: tuple[str, ...] = ()
     ech: bool = False
+    proxied: bool = False
     method: str = ""
     path: str = ""
     query: str = ""

@@ -290,9 +290,16 @@ async def forward_as_sniffed(
 
     async def reach(found: Sniffed) -> Stream:
         note(flow, found)
-        return await _reach_named(flow, egress, found.host, original, options)
+        return await _reach_named(flow, egress, found, original, options)
 
-    await forward_requests(flow, client, found, reach)
+    def stays(current: Sniffed, following: Sniffed) -> bool:
+        if current.proxied and following.proxied:
+            note(flow, following)
+            admit(flow, egress, Endpoint(following.host, original.port))
+            return True
+        return following.host in ("", current.host)
+
+    await forward_requests(flow, client, found, reach, stays)
 
 
 async def forward_requests(
@@ -300,7 +307,7 @@ async def forward_requests(
     client: Stream,
     found: Sniffed,
     reach: Callable[[Sniffed], Awaitable[Stream]],
-    stays: Callable[[Sniffed, Sniffed], bool] | None = None,
+    stays: Callable[[Sniffed, Sniffed], bool] = lambda current, following: following.host in ("", current.host),
     *,
     idle: float = 0.0,
 ) -> None:
@@ -316,7 +323,7 @@ async def forward_requests(
         if fresh:
             fresh = False  # the one that the server has been chosen for
             return True
-        staying = stays(current, following) if stays is not None else following.host in ("", current.host)
+        staying = stays(current, following)
         if staying:
             current = following
         return staying
@@ -331,11 +338,13 @@ async def forward_requests(
     await relay_requests(flow, requests, await reach(found), follow, idle)
 
 
-async def _reach_named(flow: Flow, egress: Egress, name: str, original: Endpoint, options: OriginalOptions) -> Stream:
-    host = Endpoint(name, original.port)
-    if name and options.original:
+async def _reach_named(
+    flow: Flow, egress: Egress, found: Sniffed, original: Endpoint, options: OriginalOptions
+) -> Stream:
+    host = Endpoint(found.host, original.port)
+    if found.host and (options.original or found.proxied):
         admit(flow, egress, host)
-    elif name:
+    elif found.host:
         try:
             return await egress.connect(flow, host)
         except DialError as exc:

@@ -130,6 +130,7 @@ def describe(request: Request, body: bytes = b"") -> Sniffed:
         "http",
         host,
         port,
+        proxied=absolute is not None or request.method == b"CONNECT",
         method=request.method.decode("ascii"),
         path=path.decode("latin-1"),
         query=query.decode("latin-1"),

@@ -148,6 +148,31 @@ def test_bypass_of_the_address_comes_before_any_look() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("form", [b"GET http://%b/ HTTP/1.1", b"CONNECT %b:443 HTTP/1.1"])
+def test_request_to_a_proxy_goes_to_that_proxy(form: bytes) -> None:
+    def request(host: bytes) -> bytes:
+        return form % host + b"\r\nHost: " + host + b"\r\n\r\n"
+
+    async def main() -> None:
+        with Listening() as server:
+            red = Captured(server.address, sniffing=True)
+            async with client_of(red, way_out("bad.test")) as client:
+                await client.send(request(b"one.test"))
+                with await server.accept() as target:
+                    for host in (b"two.test", b"three.test"):
+                        await target.receive()
+                        await target.send(b"answer")
+                        assert await client.exactly(6) == b"answer"
+                        await client.send(request(host))
+                    await target.receive()
+                    await client.send(request(b"bad.test"))
+                    assert await client.rest() == b""
+            assert red.flows[0].target == server.address
+            assert isinstance(red.flows[0].error, BypassDenied)
+
+    run(main())
+
+
 def test_original_destination_is_kept_when_that_is_asked_for() -> None:
     async def main() -> None:
         with Listening() as server:

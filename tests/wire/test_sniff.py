@@ -57,6 +57,7 @@ def test_where_http_says_its_host(data: bytes, host: str, port: int, path: str) 
     found = verdict(data)
     assert found is not None
     assert (found.protocol, found.host, found.port, found.path) == ("http", host, port, path)
+    assert found.proxied == data.startswith((b"GET http:", b"CONNECT"))
 
 
 @pytest.mark.parametrize(
