@@ -104,7 +104,7 @@ class Chain:
     @property
     def selective(self) -> bool:
         """Whether nodes have matchers."""
-        return any(node.matcher is not None for hop in self.hops for node in hop.nodes)
+        return any(hop.selective for hop in self.hops)
 
     def _stages(
         self, hops: Sequence[Hop], flow: Flow, target: Endpoint, now: float

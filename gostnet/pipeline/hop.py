@@ -21,6 +21,10 @@ class Targets(Protocol):
     @property
     def nodes(self) -> Sequence[Node]: ...
 
+    @property
+    def selective(self) -> bool:
+        """Whether a matcher decides, so that flows may get different targets for what they ask."""
+
     def pick(self, flow: Flow, target: Endpoint, now: float, host: str = "") -> Sequence[Node]: ...
 
     def select(self, flow: Flow, target: Endpoint, now: float, host: str = "") -> Node | None: ...
@@ -38,6 +42,11 @@ class Hop:
     selector: Selector = field(default_factory=Selector)
     bypass: Bypass | None = None
     direct_otherwise: bool = False
+
+    @property
+    def selective(self) -> bool:
+        """Whether nodes have matchers."""
+        return any(node.matcher is not None for node in self.nodes)
 
     def pick(self, flow: Flow, target: Endpoint, now: float, host: str = "") -> Sequence[Node]:
         """Return the node for `target`, or several to be raced; () means that bypasses skip the hop, and what follows.
@@ -101,6 +110,11 @@ class HopGroup:
     def nodes(self) -> Sequence[Node]:
         """The nodes of all hops."""
         return [node for entry in self.entries for node in entry.hop.nodes]
+
+    @property
+    def selective(self) -> bool:
+        """Whether hops, or nodes of theirs, have matchers."""
+        return any(entry.matcher is not None or entry.hop.selective for entry in self.entries)
 
     def pick(self, flow: Flow, target: Endpoint, now: float, host: str = "") -> Sequence[Node]:
         """Return the target that the hop chosen gives. One that only has dead nodes left gives way to the others."""

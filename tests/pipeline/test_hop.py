@@ -193,3 +193,12 @@ def test_a_hop_of_a_group_that_has_no_node_for_a_flow_gives_way() -> None:
 def test_entries_of_a_group_have_markers_of_their_own() -> None:
     assert HopEntry(hop()).marker is not HopEntry(hop()).marker
     assert isinstance(HopEntry(hop()).marker, Marker)
+
+
+def test_what_depends_on_a_matcher_is_selective() -> None:
+    rule = RuleMatcher("Host(`only.test`)")
+    assert not hop(node("a", 1)).selective
+    assert hop(node("a", 1, matcher=rule)).selective
+    assert not group(HopEntry(hop(node("a", 1)))).selective
+    assert group(HopEntry(hop(node("a", 1)), rule)).selective
+    assert group(HopEntry(hop(node("a", 1, matcher=rule)))).selective

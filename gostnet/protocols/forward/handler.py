@@ -104,8 +104,9 @@ class ForwardHandler:
                     await refuse_http(conn, 403 if denied else 502 if nowhere else 503)
                 raise
 
-        nodes = self._context.hop.nodes if self._context.hop is not None else ()
-        unconditional = len(nodes) == 1 and nodes[0].matcher is None
+        hop = self._context.hop
+        nodes = hop.nodes if hop is not None else ()
+        unconditional = hop is not None and len(nodes) == 1 and not hop.selective
 
         def stays(current: Sniffed, following: Sniffed) -> bool:
             if following.host == current.host:
