@@ -16,7 +16,7 @@ import yaml
 from gostnet.kernel import netns
 from gostnet.kernel.changes import Changes, Topic
 from gostnet.kernel.routeget import KernelRouter
-from gostnet.testing.namespaces import Network
+from gostnet.testing.namespaces import Network, Topology, row
 from gostnet.testing.processes import Process, run_program
 
 pytestmark = pytest.mark.netns
@@ -201,3 +201,90 @@ def test_plan_shows_the_routes(three: Network, tmp_path: Path, unchanged: Any) -
     with unchanged(place):
         planned = run_program([sys.executable, "-m", "gostnet", "plan", "-C", str(path)], place)
     assert f"+ ip route add 10.80.0.0/16 via {via} table 254 proto 250" in planned.output
+
+
+# ---- peers of a tun server --------------------------------------------------------------------------
+NETS = {"server": "192.168.123.1", "client": "192.168.123.2", "other": "192.168.123.3"}
+PORT = 8421
+
+
+@pytest.fixture
+def star(build: Callable[[Topology], Network]) -> Network:
+    """A tun server between two clients, behind each of which there are networks, played by addresses of theirs."""
+    network = build(row("client", "server", "other"))
+    for role, numbers in (("client", (61, 62)), ("other", (62, 63))):
+        for number in numbers:
+            ip(network[role], "address", "add", f"10.{number}.0.{1 if role == 'client' else 2}/32", "dev", "lo")
+    return network
+
+
+def vpn(star: Network, daemon: Daemon, config: Any) -> Process:
+    server = daemon(star["server"], *config)
+    for role, interface in (("client", "lan0"), ("other", "wan0")):
+        near = star.address("server", 4, interface)
+        query = f"net={NETS[role]}/24&name=vpn&keepalive=true&ttl=1s"
+        daemon(star[role], "--instance", role, "-L", f"tun://:0/{near}:{PORT}?{query}")
+    for role in ("client", "other"):
+        assert ping(star["server"], NETS[role])
+    return server
+
+
+def server_service(router: str, **metadata: str) -> dict[str, Any]:
+    listener = {"type": "tun", "metadata": {"net": f"{NETS['server']}/24", "name": "vpn", "router": router, **metadata}}
+    return {"name": "vpn", "addr": f":{PORT}", "handler": {"type": "tun"}, "listener": listener}
+
+
+def ping(place: str, address: str, patience: int = PATIENCE) -> bool:
+    """Ping until one answer comes."""
+    words = ["ping", "-n", "-c1", "-i0.2", f"-w{patience}", address]
+    return run_program(words, place, timeout=patience + 5, check=False).wait() == 0
+
+
+def test_a_named_router_chooses_the_peer_by_its_gateway(
+    star: Network, daemon: Daemon, unchanged: Any, tmp_path: Path
+) -> None:
+    """The longest prefix counts, the kernel has the routes once the device is there, and a new table holds at once."""
+    table, path = tmp_path / "routes", tmp_path / "live.yaml"
+    table.write_text(f"10.63.0.0/16 {NETS['other']}\n")
+    rows = [("10.62.0.0/16", NETS["client"]), ("10.62.0.2/32", NETS["other"]), ("10.61.0.0/16", NETS["client"])]
+    config = router_config(*rows, file={"path": str(table)}, reload="1s")
+    path.write_text(yaml.safe_dump(config | {"services": [server_service("r")]}))
+    with unchanged(star["server"]):
+        server = vpn(star, daemon, ("-C", str(path)))
+        assert len(routes(star["server"])) == 4
+        for address in ("10.61.0.1", "10.62.0.1", "10.62.0.2", "10.63.0.2"):
+            assert ping(star["server"], address), address
+        assert not ping(star["server"], "10.62.0.3", 1)
+        ip(star["client"], "address", "add", "10.63.0.2/32", "dev", "lo")
+        ip(star["other"], "address", "del", "10.63.0.2/32", "dev", "lo")
+        table.write_text(f"10.63.0.0/16 {NETS['client']}\n")
+        server.wait_for("~ ip route replace 10.63.0.0/16")
+        assert ping(star["server"], "10.63.0.2")
+        server.send(signal.SIGHUP)
+        server.wait_for("config reloaded")
+        assert ping(star["server"], "10.62.0.2", 2)
+        table.write_text(f"10.64.0.0/16 {NETS['client']}\n")
+        ip(star["client"], "address", "add", "10.64.0.1/32", "dev", "lo")
+        server.wait_for("+ ip route add 10.64.0.0/16")
+        assert ping(star["server"], "10.64.0.1")
+        assert server.stop() == 0
+
+
+def test_the_kernels_routing_chooses_the_peer(star: Network, daemon: Daemon) -> None:
+    vpn(star, daemon, ({"services": [server_service("kernel")]},))
+    place = star["server"]
+    assert not ping(place, "10.61.0.1", 1)
+    ip(place, "route", "add", "10.61.0.0/16", "via", NETS["client"], "dev", "vpn")
+    assert ping(place, "10.61.0.1")
+    ip(place, "route", "add", "10.62.0.0/16", "via", NETS["client"], "dev", "vpn", "proto", "bgp")
+    assert ping(place, "10.62.0.1")
+    ip(place, "route", "replace", "10.62.0.0/16", "via", NETS["other"], "dev", "vpn", "proto", "bgp")
+    assert ping(place, "10.62.0.2")
+
+
+def test_a_router_that_nobody_has_is_an_error(star: Network) -> None:
+    url = f"tun://:{PORT}?net={NETS['server']}/24&router=nobody"
+    process = Process([sys.executable, "-m", "gostnet", "-L", url], star["server"])
+    with process:
+        assert process.wait(20) == 1
+        assert "nobody" in process.errors

@@ -342,7 +342,7 @@ def _identity(section: schema.Service, config: schema.Config) -> object:
     listener = section.listener
     if listener is not None and listener.kind in ("tun", "tap"):
         # Its one connection lasts as long as the device, so whatever that connection was begun with counts.
-        return (section, config.chains, config.hops, config.authers, config.routers)
+        return (section, config.chains, config.hops, config.authers)
     place = {key.lower(): value for key, value in section.metadata.items() if key.lower() in ("netns",)}
     return (section.addr, listener.kind if listener else "tcp", listener, repr(place))
 

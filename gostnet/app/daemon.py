@@ -297,6 +297,7 @@ class Daemon:
             await run_hooks("post-up", fresh.hooks[service.name].post_up, service.log)
             self._serve(service, scope)
         await self._stop_loading(old, fresh)
+        fresh.routes.take_over(old.routes)
         self._keep_loading(fresh)
         self._keep_routes(fresh)
         old_log, self._assembly = old.log, fresh

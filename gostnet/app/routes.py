@@ -35,6 +35,12 @@ class Routes:
             self.users.setdefault(name, set()).add(netns)
         return router
 
+    def take_over(self, before: Routes) -> None:
+        """Let devices that outlast a reload see the tables of the new configuration."""
+        for name, router in self.routers.items():
+            if name in before.routers:
+                router.take_over(before.routers[name])
+
     def places(self) -> dict[str, list[StaticRouter]]:
         """Return the routers by namespace."""
         found: dict[str, list[StaticRouter]] = {}

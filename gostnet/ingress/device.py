@@ -12,10 +12,12 @@ import fcntl
 import os
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Literal
 
 from ..core.address import ANY, Endpoint, IPAddress
+from ..core.contracts import Router
 from ..core.errors import ConfigError, GostnetError, KernelError
 from ..core.flow import Flow
 from ..core.packets import IPInterface, IPNetwork, Medium, Packets, Setup, Way
@@ -25,6 +27,7 @@ from ..core.tasks import in_thread
 from ..dataplane.tun_device import Backend, TunDevice, open_device
 from ..kernel import netns
 from ..kernel.netlink import RouteNetlink
+from ..kernel.routeget import KernelRouter
 from ..pipeline.transport import AcceptError, ListenerContext, Source
 
 DEFAULT_MTU = 1420
@@ -93,6 +96,8 @@ class DevicePlan:
 
     name        "" lets the kernel choose
     mtu         of IP packets, bytes; 0 or less for the default
+    router      chooses among peers; "kernel" is the kernel's routing by way of the device
+    offload     packets come and go in runs (a virtio_net_hdr before each)
     hardware    hardware address, b"" for one of the kernel's choice, another one each time
     resources   what the kernel shall hold for a device of a name
     furnish     done with each device before it is handed out, for what is no resource
@@ -104,6 +109,8 @@ class DevicePlan:
     setup: Setup
     resources: Callable[[str], list[Resource]]
     hardware: bytes = b""
+    router: Router | Literal["kernel"] | None = None
+    offload: bool = False
     backend: Backend = "ioctl"
     furnish: Callable[[str], Awaitable[None]] | None = None
 
@@ -127,6 +134,7 @@ class DeviceSource(Source[Packets]):
         self._name = plan.name
         self._device: TunDevice | None = None
         self._carrier: UdpSocket | None = None
+        self._router: KernelRouter | None = None
         self._handed_out = False
         self._handed_before = False
         self._bare = False  # made anew, so that nobody has set it up
@@ -152,7 +160,7 @@ class DeviceSource(Source[Packets]):
         plan = self._plan
         try:
             with netns.inside(self._context.netns or None):
-                fd, self._name = open_device(self._name, plan.medium, plan.backend)
+                fd, self._name = open_device(self._name, plan.medium, plan.backend, vnet_header=plan.offload)
         except ConfigError as exc:
             raise ConfigError(f"{self._context.path}.metadata.name", exc.reason, hint=exc.hint, code=exc.code) from exc
         if plan.hardware:
@@ -162,10 +170,30 @@ class DeviceSource(Source[Packets]):
                 os.close(fd)
                 operation = f"ip link set dev {self._name} address {plan.hardware.hex(':')}"
                 raise KernelError(operation, exc.errno or errno.EIO) from exc
+        try:
+            setup = replace(plan.setup, router=self._router_of(self._name))
+        except BaseException:
+            os.close(fd)
+            raise
         self._ended.clear()
-        device = TunDevice(fd, self._name, self._mtu, plan.medium, setup=plan.setup, on_close=self._ended.set)
+        device = TunDevice(
+            fd, self._name, self._mtu, plan.medium, setup=setup, joins=plan.offload, on_close=self._ended.set
+        )
         device.carrier = self._carrier
         return device
+
+    def _router_of(self, name: str) -> Router | None:
+        router = self._plan.router
+        if router != "kernel":
+            return router
+        self._close_router()
+        self._router = KernelRouter(self._context.netns or None, name)
+        return self._router
+
+    def _close_router(self) -> None:
+        if self._router is not None:
+            self._router.close()
+            self._router = None
 
     def resources(self) -> Sequence[Resource]:
         """Return what belongs to the device; before it is open, to one of the name that it is likely to get."""
@@ -237,3 +265,4 @@ class DeviceSource(Source[Packets]):
         if self._carrier is not None:
             self._carrier.abort()
             self._carrier = None
+        self._close_router()

@@ -101,12 +101,8 @@ def destination_problem(text: str) -> str:
     return ""
 
 
-class StaticRouter:
-    """Looks routes up in a table that can be replaced.
-
-    generation   another one whenever an answer may have changed
-    changed      called after the table has been replaced
-    """
+class _Present:
+    """The present table, which routers of the same name before and after a reload share."""
 
     __slots__ = ("changed", "generation", "table")
 
@@ -115,12 +111,41 @@ class StaticRouter:
         self.generation = 0
         self.changed: list[Callable[[], None]] = []
 
+
+class StaticRouter:
+    """Looks routes up in a table that can be replaced."""
+
+    __slots__ = ("_present",)
+
+    def __init__(self, table: RouteTable) -> None:
+        self._present = _Present(table)
+
+    @property
+    def table(self) -> RouteTable:
+        """The present table."""
+        return self._present.table
+
+    @property
+    def generation(self) -> int:
+        """Another number whenever an answer may have changed."""
+        return self._present.generation
+
+    @property
+    def changed(self) -> list[Callable[[], None]]:
+        """What is called after the table has been replaced."""
+        return self._present.changed
+
     def replace(self, table: RouteTable) -> None:
         """Put another table in place of the present one."""
-        self.table = table
-        self.generation += 1
-        for tell in self.changed:
+        self._present.table = table
+        self._present.generation += 1
+        for tell in self._present.changed:
             tell()
+
+    def take_over(self, before: StaticRouter) -> None:
+        """Be what a router before a reload was: those who have that one see from now on what this one does."""
+        before.replace(self.table)
+        self._present = before._present
 
     def get_route(self, destination: str, *, network: str = "", protocol: str = "") -> NetworkRoute | None:
         """Return the route to a destination, None if there is none."""

@@ -109,6 +109,19 @@ def test_a_new_table_is_told() -> None:
     assert under_test.get_route("10.1.2.3") is None
 
 
+def test_who_has_the_router_of_before_a_reload_sees_the_new_table() -> None:
+    first, second, third = router(*ROWS), router(("10.0.0.0/8", "new")), router(("10.0.0.0/8", "newest"))
+    told: list[str] = []
+    first.changed.append(lambda: told.append("first"))
+    second.take_over(first)
+    assert first.get_route("10.1.2.3") == second.get_route("10.1.2.3")
+    assert first.generation == second.generation
+    third.take_over(second)
+    third.replace(RouteTable([RouteEntry("10.0.0.0/8", "last")]))
+    assert first.get_route("10.1.2.3").gateway == "last"  # type: ignore[union-attr]
+    assert told == ["first"] * 3
+
+
 # ---- configuration ----------------------------------------------------------------------------------
 def config_of(text: str) -> Config:
     decoder = Decoder()
