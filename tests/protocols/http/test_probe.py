@@ -223,6 +223,8 @@ def test_decoys_are_reached_directly() -> None:
             raise DialError("no")
 
     class Chains:
+        selective = False
+
         def route(self, flow: Flow, target: Endpoint, now: float) -> Nowhere:
             raise DialError("the way of the proxy's own clients")
 
