@@ -168,7 +168,9 @@ class Sniffer:
         held: list[Datagram] = []
         found: Sniffed | None = None
         try:
-            with deadline(self._timeout or SILENCE):
+            # The first one is there: it is why we are called. Another is only waited for within a hello, which no
+            # server can answer before it is complete, and of which a lost piece is sent again after a second.
+            with deadline(self._timeout or PATIENCE):
                 while found is None and (batch := await client.receive()):
                     held += batch
                     for datagram in batch:

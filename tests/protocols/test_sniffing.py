@@ -721,6 +721,21 @@ def test_captured_quic_is_known_by_its_name(size: int) -> None:
     run(main())
 
 
+def test_half_a_quic_hello_passes_when_time_is_up_and_anything_else_at_once() -> None:
+    async def main() -> None:
+        target = Endpoint("192.0.2.1", 443)
+        for timeout, payload in ((0.05, initials("secret.test", 20)[0]), (3600.0, b"anything")):
+            client, inside = datagrams_pair()
+            await client.send([Datagram(payload, target)])
+            flow = Flow(target=target)
+            replayed = await Sniffer(timeout).look_at_datagrams(flow, inside)
+            assert [bytes(datagram.data) for datagram in await replayed.receive()] == [payload]
+            assert replayed.transparent_over() is inside
+            assert flow.sniffed is None
+
+    run(main())
+
+
 # ---- options --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "kind", [AutoHandler, ForwardHandler, HttpHandler, RelayHandler, Socks4Handler, Socks5Handler, RedHandler]
