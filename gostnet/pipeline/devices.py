@@ -11,14 +11,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from ..core.datagrams import Datagrams
-from ..core.egress import Egress
 from ..core.errors import GostnetError
 from ..core.flow import Flow, Shaper
 from ..core.packets import Packets
 from ..core.stream import Buffer
 from ..core.tasks import Scope
 from ..dataplane.shaper import grant
-from .forwarding import reach_target
+from .forwarding import Dial, reach_target
 from .handler import HandlerContext
 
 RECONNECT = (1.0,)
@@ -32,7 +31,7 @@ async def as_client(
     flow: Flow,
     device: Packets,
     context: HandlerContext,
-    egress: Egress,
+    dial: Dial[Datagrams],
     session: Session,
     pauses: Sequence[float] = RECONNECT,
 ) -> None:
@@ -48,7 +47,7 @@ async def as_client(
         failures += 1
         problem = "the server closed"
         try:
-            upstream = await reach_target(flow, context, egress.associate)
+            upstream = await reach_target(flow, context, dial)
             try:
                 flow.connected = True
                 failures = 1

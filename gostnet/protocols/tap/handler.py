@@ -90,7 +90,7 @@ class TapHandler:
             one = ClientSession(flow, device, upstream, self._cipher, self._period, address)
             await first_ended(one.from_device(), one.from_server(), one.attend())
 
-        await as_client(flow, device, self._context, egress, session, RECONNECT)
+        await as_client(flow, device, self._context, egress.associate, session, RECONNECT)
 
 
 class _Server:

@@ -14,9 +14,9 @@ from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
 from ...dataplane.framed import parts
 from ...dataplane.udp_trains import Trains, split
+from ...pipeline.devices import within
 from . import codec
 from .engine import KernelPath
-from .limits import within
 
 SILENCE = 10.0
 """Without keep-alive: seconds of packets that are sent and not answered, after which the client registers again."""

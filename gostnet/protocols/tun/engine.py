@@ -92,8 +92,6 @@ def start(
 ) -> KernelPath | None:
     """Start the kernel engine if it can be had; say in the log and on the flow which one it is, and why not."""
     problem = _problem(choice, flow, device, carrier, place)
-    if not problem and device.setup.router is not None:
-        problem = "a router chooses among peers"
     engine = None
     if not problem and isinstance(carrier, UdpSocket):
         mark = carrier.sock.getsockopt(socket.SOL_SOCKET, _SO_MARK)

@@ -6,22 +6,19 @@ the end of the device ends it.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ...core.address import Endpoint
 from ...core.contracts import Handler
 from ...core.datagrams import Datagrams
 from ...core.egress import Egress
-from ...core.errors import GostnetError
 from ...core.flow import Flow
 from ...core.options import Bytes, Seconds, Secret, opt
 from ...core.packets import Packets
 from ...core.registry import component
 from ...core.sockets import UdpSocket
-from ...core.tasks import Scope
-from ...pipeline.forwarding import reach_target
+from ...pipeline.devices import as_client, first_ended
 from ...pipeline.handler import HandlerContext
 from ...pipeline.router import ServiceRouter
 from . import codec
@@ -123,24 +120,16 @@ class TunHandler:
     async def _client(self, flow: Flow, device: Packets, egress: Egress) -> None:
         """Keep a session with the server up, as long as there is a device."""
         self._egress = egress
-        log = self._context.log
         registration = codec.encode_registration(self._passphrase, [a.ip for a in device.setup.addresses])
-        while not device.closed:
-            try:
-                upstream = await reach_target(flow, self._context, self._egress.associate)
-                try:
-                    flow.connected = True
-                    await self._session(flow, device, upstream, registration)
-                finally:
-                    upstream.abort()
-            except GostnetError as exc:
-                device.check()
-                log.warn(f"{device.name}: {exc}; dialling again in {RECONNECT:g}s", sid=flow.sid)
-            else:
-                if not device.closed:
-                    log.warn(f"{device.name}: the server closed; dialling again in {RECONNECT:g}s", sid=flow.sid)
-            if not device.closed:
-                await asyncio.sleep(RECONNECT)
+
+        async def dial(flow: Flow, target: Endpoint) -> Datagrams:
+            assert self._egress is not None
+            return await self._egress.associate(flow, target)
+
+        async def session(upstream: Datagrams) -> None:
+            await self._session(flow, device, upstream, registration)
+
+        await as_client(flow, device, self._context, dial, session, (RECONNECT,))
 
     async def _session(self, flow: Flow, device: Packets, upstream: Datagrams, registration: bytes) -> None:
         liveness = Liveness(self._ttl if self._options.keepalive else 0.0)
@@ -154,31 +143,3 @@ class TunHandler:
         finally:
             if kernel is not None:
                 kernel.close(flow)
-
-
-async def first_ended(*works: Coroutine[Any, Any, None]) -> None:
-    """Run all as fibers, which the sockets they wait for resume directly; the first to end ends the others.
-
-    Raise the first error.
-    """
-    scope = Scope("tun")
-    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    failures: list[Exception] = []
-
-    async def until_end(work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as exc:  # raised below, in the caller
-            failures.append(exc)
-        finally:
-            if not ended.done():
-                ended.set_result(None)
-
-    for work in works:
-        scope.launch(until_end(work))
-    try:
-        await ended
-    finally:
-        await scope.cancel()  # they wait for sockets, so they end at once
-    if failures:
-        raise failures[0]

@@ -15,9 +15,9 @@ from ...core.packets import Packets
 from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
 from ...dataplane.udp_trains import Trains, split
+from ...pipeline.devices import within
 from ...pipeline.handler import HandlerContext
 from . import codec, engine
-from .limits import within
 from .routes import PeerTable
 
 RECHECK = 10.0
