@@ -8,6 +8,7 @@ from collections import deque
 from enum import Enum
 from typing import Any
 
+from ..core.address import Endpoint
 from ..core.contracts import Closing, Handler, HandsOver, Policies, Slot, admitted
 from ..core.egress import Egress
 from ..core.errors import GostnetError, LimitDenied, PolicyDenied, QuotaDenied, RateDenied, without_frames
@@ -101,6 +102,7 @@ class Service:
     async def open(self) -> None:
         """Bind the listener. Raise KernelError or ConfigError."""
         source = self.listener.source
+        self._become(State.RUNNING)
         await source.open()
         self.events.append(f"service {self.name} is listening on {source.address}")
         self.log.info(f"listening on {source.address}/{source.network}")
@@ -194,6 +196,7 @@ class Service:
         """Serve one connection from its layers to its record. Swallows every error but a cancellation."""
         flow.started = time.monotonic()
         self.flows[id(flow)] = flow
+        peer = flow.client
         try:
             if self.listener.preface is not None:
                 conn = await self.listener.preface.server(flow, conn)
@@ -222,7 +225,7 @@ class Service:
             if flow.error is not None:
                 without_frames(flow.error)
             if self.log.level <= INFO:
-                self._record(flow)
+                self._record(flow, peer)
 
     def _drop(self, flow: Flow, conn: Any) -> None:
         """Close a connection that failed; reset one that a quota cut: a part must not be taken for the whole."""
@@ -231,13 +234,15 @@ class Service:
         else:
             conn.abort()
 
-    def _record(self, flow: Flow) -> None:
-        """Write the one line that says what became of a connection."""
+    def _record(self, flow: Flow, peer: Endpoint) -> None:
+        """Write the one line that says what became of a connection of `peer`, which may have named its client."""
         # An association has no one target; who has neither asked for anything, such as a health check, is no news.
         if flow.target is None and flow.error is None and not flow.connected and self.log.level > DEBUG:
             return
+        client = str(flow.client)
         fields: dict[str, Any] = {
-            "client": str(flow.client),
+            "remote": client if peer == flow.client else str(peer),
+            "client": client,
             "local": str(flow.ingress),
             "sid": flow.sid,
             "network": flow.network,

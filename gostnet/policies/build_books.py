@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ..config import schema
+from ..config.common_options import RecorderOptions
 from ..core.address import parse_endpoint
 from ..core.errors import ConfigError
+from ..core.options import Problem, bind_options
 from ..core.units import parse_nanoseconds, parse_size
 from . import recorders
 from .build import Build, named_sections, unavailable
@@ -122,6 +124,11 @@ def uses_of(objects: Sequence[schema.RecorderObject], made: Mapping[str, Recorde
         if item.record not in recorders.BUILT:
             message = unavailable(f"the record {item.record!r}")
             build.note(ConfigError(f"{item.path}.record", message, code="unavailable"))
+        if bind_options(RecorderOptions, item.metadata, f"{item.path}.metadata", problems=build.problems).http_body:
+            message = "bodies are not recorded in this version"
+            build.problems.append(Problem(f"{item.path}.metadata.http.body", message, "unavailable", "warning"))
+            if build.report is not None:
+                build.report(f"{item.path}.metadata.http.body: {message}")
         uses.setdefault(item.record, Use(recorder, item.metadata))
     return uses
 

@@ -29,8 +29,8 @@ class Observer(Protocol):
 
     name: str
 
-    async def observe(self, events: Events) -> None:
-        """Hand events over. Raise GostnetError when they were not taken."""
+    def submit(self, events: Events) -> asyncio.Future[None]:
+        """Hand events over. The future, or the call, raises GostnetError when they were not taken."""
 
 
 class HTTPObserver:
@@ -40,12 +40,10 @@ class HTTPObserver:
         self.name = name
         self._poster = poster
         self._threads = threads
-        self._free = asyncio.Lock()
 
-    async def observe(self, events: Events) -> None:
+    def submit(self, events: Events) -> asyncio.Future[None]:
         """Post events. Raise PostError, or Busy."""
-        async with self._free:
-            await self._threads.run(self._poster.call, {"events": events})
+        return self._threads.submit(self._poster.call, {"events": events})
 
 
 class Reporter:
@@ -69,6 +67,7 @@ class Reporter:
         self._report = report or (lambda _: None)
         self._waiting: deque[dict[str, Any]] = deque(maxlen=_STATES)
         self._unsent: Events = []
+        self._flight: tuple[Events, asyncio.Future[None]] | None = None
         self._wake = asyncio.Event()
         self._failing = False
 
@@ -104,26 +103,48 @@ class Reporter:
         while self._waiting:
             if not await self._send([self._waiting[0]]):
                 return
-            self._waiting.popleft()
 
     async def _send_statistics(self) -> None:
         if self._unsent and not await self._send(self._unsent):
             return
-        events = self.collect()
-        self._unsent = events if events and not await self._send(events) else []
+        self._unsent = self.collect()
+        if self._unsent:
+            await self._send(self._unsent)
 
     async def _send(self, events: Events) -> bool:
+        """Hand events over and forget them; keep them when they are not taken. Return whether they were."""
         try:
-            await self._observer.observe(events)
+            self._flight = (events, self._observer.submit(events))
         except GostnetError as exc:
-            if not self._failing:
-                self._report(f"observer {self._observer.name}: {exc}")
-            self._failing = True
-            return False
+            return self._failed(exc)
+        return await self._land()
+
+    async def _land(self) -> bool:
+        """Wait for what is under way. Who is cancelled here leaves it to `finish`, so that nothing is sent twice."""
+        assert self._flight is not None
+        events, future = self._flight
+        try:
+            await asyncio.shield(future)
+        except GostnetError as exc:
+            self._flight = None
+            return self._failed(exc)
+        self._flight = None
         self._failing = False
+        if self._waiting and events[0] is self._waiting[0]:
+            self._waiting.popleft()
+        if events is self._unsent:
+            self._unsent = []
         return True
+
+    def _failed(self, error: GostnetError) -> bool:
+        if not self._failing:
+            self._report(f"observer {self._observer.name}: {error}")
+        self._failing = True
+        return False
 
     async def finish(self) -> None:
         """Report the last changes, at the end."""
+        if self._flight is not None:
+            await self._land()
         await self._send_states()
         await self._send_statistics()

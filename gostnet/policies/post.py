@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -58,7 +59,7 @@ def connection(kind: type[http.client.HTTPConnection], dial: Dial, host: str, **
 
 
 class Poster:
-    """Sends bodies to a URL with POST, over one connection that is kept. For one thread."""
+    """Sends bodies to a URL with POST, over one connection that is kept; several threads wait for each other."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Poster:
         if not usable:
             raise ConfigError(path, f"{url[:64]!r} is not a URL such as http://127.0.0.1:8000/", code="config.url")
         self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._free = threading.Lock()
         self._target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
         self._headers = {"Content-Type": "application/json", **(headers or {})}
         timeout = timeout if timeout > 0 else TIMEOUT
@@ -93,6 +95,10 @@ class Poster:
 
     def post(self, body: bytes) -> tuple[int, bytes]:
         """Send `body`; return the status and the beginning of the answer. Raise PostError."""
+        with self._free:
+            return self._post(body)
+
+    def _post(self, body: bytes) -> tuple[int, bytes]:
         reused = self._connection.sock is not None
         try:
             return self._exchange(body)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -264,7 +265,7 @@ def test_e01_e02_e05_an_observer_is_told_of_states_and_of_both_kinds_of_counters
         process.stop()
         told = observer.told
     states = [event["status"]["state"] for event in told if event["type"] == "status"]
-    assert states == ["ready", "closed"]
+    assert states == ["running", "ready", "closed"]
     service = [event["stats"] for event in told if event["type"] == "stats" and event["kind"] == "service"]
     clients = [event["stats"] for event in told if event["type"] == "stats" and event["kind"] == "handler"]
     assert (service[-1]["totalConns"], service[-1]["currentConns"], service[-1]["totalErrs"]) == (2, 0, 1)
@@ -358,13 +359,14 @@ def use(servers: Servers, places: dict[str, Endpoint]) -> None:
 
 
 def records(directory: Path, count: int) -> list[dict[str, Any]]:
-    """Wait for `count` records of handlers, and return them."""
+    """Wait for `count` records of handlers; return them in the order in which their connections began."""
     path = directory / "records"
     deadline = time.monotonic() + 15
     while True:
         lines = path.read_text().splitlines() if path.exists() else []
         if len(lines) >= count:
-            return [json.loads(line) for line in lines]
+            found = [json.loads(line) for line in lines]
+            return sorted(found, key=lambda record: datetime.fromisoformat(record["time"]))
         assert time.monotonic() < deadline, lines
         time.sleep(0.02)
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gostnet.core.address import Endpoint
-from gostnet.core.errors import DialRefused, RateDenied
+from gostnet.core.errors import BypassDenied, DialRefused, RateDenied
 from gostnet.core.flow import Flow
 from gostnet.policies.post import Poster, PostError
 from gostnet.policies.recorders import (
@@ -356,6 +356,18 @@ def test_w02_w03_errors_are_said_and_addresses_are_empty() -> None:
     first, second = (json.loads(data) for data in sink.data)
     assert (first["err"], first["src"], first["dst"]) == ("dial 127.0.0.1:1: Connection refused", "", "")
     assert (second["err"], second["inputBytes"], second["outputBytes"]) == ("rate limit", 0, 0)
+
+
+def test_w04_what_a_bypass_refuses_says_so() -> None:
+    records, sink, recorder = recorded(HANDLER)
+    flow = flow_to(Endpoint("blocked.example", 443))
+    records.accepted(flow, ENDS)
+    flow.error = BypassDenied("blocked.example:443 is bypassed by the service")
+    records.ended(flow, (10, 10))
+    recorder.close()
+    (found,) = (json.loads(data) for data in sink.data)
+    assert found["err"] == "blocked.example:443 is bypassed by the service"
+    assert "route" not in found
 
 
 def test_a_flow_whose_parts_were_recorded_has_no_record_of_its_own() -> None:

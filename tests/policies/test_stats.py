@@ -39,11 +39,15 @@ class Told:
         self.failing = False
         self.came = asyncio.Event()
 
-    async def observe(self, events: Events) -> None:
+    def submit(self, events: Events) -> asyncio.Future[None]:
         self.came.set()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.failing:
-            raise PostError("told: no")
-        self.batches.append(events)
+            future.set_exception(PostError("told: no"))
+        else:
+            self.batches.append(events)
+            future.set_result(None)
+        return future
 
     async def until(self, count: int) -> None:
         while len(self.batches) < count:
@@ -226,6 +230,35 @@ def test_a_report_that_fails_is_sent_again_before_anything_newer() -> None:
     run(main())
 
 
+def test_what_is_under_way_at_the_end_is_not_sent_twice() -> None:
+    class Slow(Told):
+        def submit(self, events: Events) -> asyncio.Future[None]:
+            self.batches.append(events)
+            self.came.set()
+            self.flight: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            return self.flight
+
+    async def main() -> None:
+        told = Slow()
+        reporter = Reporter(told, states=True)
+        reporter.status("s", "ready", "")
+        scope = await running(reporter)
+        await told.came.wait()
+        await scope.cancel()
+        reporter.status("s", "closed", "")
+        end = Scope("end")
+        task = end.start(reporter.finish())
+        await asyncio.sleep(0)
+        told.came.clear()
+        told.flight.set_result(None)
+        await told.came.wait()
+        told.flight.set_result(None)
+        await task
+        assert [batch[0]["status"]["state"] for batch in told.batches] == ["ready", "closed"]
+
+    run(main())
+
+
 @pytest.mark.parametrize(("given", "holds"), [(0.2, 1.0), (0.0, 5.0), (-1.0, 5.0), (7.0, 7.0)])
 def test_e07_the_period_has_a_bound(given: float, holds: float) -> None:
     assert Reporter(Told(), period=given).period == holds
@@ -233,9 +266,9 @@ def test_e07_the_period_has_a_bound(given: float, holds: float) -> None:
 
 def test_e08_an_observer_that_hangs_holds_nobody_up() -> None:
     class Hanging(Told):
-        async def observe(self, events: Events) -> None:
+        def submit(self, events: Events) -> asyncio.Future[None]:
             self.came.set()
-            await asyncio.Event().wait()
+            return asyncio.get_running_loop().create_future()
 
     async def main() -> None:
         told = Hanging()
