@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,35 @@ def test_server_and_client(two: Network, daemon: Daemon, unchanged: Any, outside
         exchange(two["server"], two["client"], NETS["client"])
         assert client.stop() == 0
         assert server.stop() == 0
+
+
+def test_iperf3_and_curl(two: Network, daemon: Daemon, peer: Callable[[str], str]) -> None:
+    iperf3, curl = peer("iperf3"), peer("curl")
+    daemon(two["server"], "-L", server_url(CIPHER + "@"))
+    daemon(two["client"], "-L", client_url(two.address("server"), cipher=CIPHER + "@"))
+    near, far = two["client"], NETS["server"]
+    assert ping(near, far[0])
+    with Process([iperf3, "-s", "-p", "5201", "--forceflush"], two["server"]) as server:
+        server.wait_for("listening")
+        for words in ((far[0],), (far[1],), (far[0], "-R"), (far[0], "-u", "-b", "20M")):
+            done = run_program([iperf3, "-c", words[0], "-t", "1", "-J", *words[1:]], near, timeout=30)
+            end = json.loads(done.output)["end"]
+            moved = end["sum_received"] if "sum_received" in end else end["sum"]
+            assert moved["bits_per_second"] > 2_000_000, words
+    with serving_in_thread(two["server"], list(far)) as servers:
+        for version in (4, 6):
+            target = servers.endpoint("http", version)
+            host = f"[{target.host}]" if version == 6 else target.host
+            words = [
+                curl,
+                "-sS",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{size_download}",
+                f"http://{host}:{target.port}/bytes/300000",
+            ]
+            assert run_program(words, near, timeout=30).output.strip() == "300000"
 
 
 def test_two_clients_are_on_one_network_with_the_server(star: Network, daemon: Daemon) -> None:
@@ -264,6 +295,31 @@ def test_two_instances_share_a_bridge(two: Network, daemon: Daemon, unchanged: A
         daemon(two["client"], "-L", client_url(two.address("server")).replace(f":{PORT}?", f":{PORT + 1}?"))
         assert "tap-second" in command(two["server"], "ip", "link", "show", "master", "br-both")
         assert second.stop() == 0
+
+
+def test_the_last_of_two_masquerading_instances_ends_the_forwarding(
+    build: Callable[[Topology], Network], daemon: Daemon, unchanged: Any
+) -> None:
+    topology = row("client", "gateway", "server")
+    hosts = tuple(replace(host, forwarding=False) if host.role == "gateway" else host for host in topology.hosts)
+    place = build(replace(topology, hosts=hosts))["gateway"]
+
+    def forwards() -> str:
+        return "".join(command(place, "sysctl", "-n", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding").split())
+
+    def masquerading(instance: str, port: int, net: str) -> Process:
+        url = f"tun://:{port}?net=192.168.{net}.1/24,fd00:{net}::1/64&masquerade=true"
+        return daemon(place, "--instance", instance, "-L", url)
+
+    with unchanged(place, timeout=5.0):
+        assert forwards() == "00"
+        first, second, third = (masquerading(f"n{n}", PORT + n, str(200 + n)) for n in (1, 2, 3))
+        assert first.stop() == 0
+        assert forwards() == "11"
+        second.kill()
+        assert forwards() == "11"
+        assert third.stop() == 0
+        assert forwards() == "00"
 
 
 def test_reload_that_changes_nothing_keeps_the_device(two: Network, daemon: Daemon, tmp_path: Path) -> None:
