@@ -293,6 +293,7 @@ def test_why_the_pump_is_used_is_said(two: Network, daemon: Daemon) -> None:
     assert "engine pump: chosen" in client.wait_for("engine ")
     exchange(two["client"], two["server"], NETS["server"])
     client.stop()
+    daemon(two["server"], "--instance", "relay", "-L", "relay://:8443")
     relayed = client_url(two.address("server"), tun_engine="kernel")
     client = daemon(two["client"], "-L", relayed, "-F", f"relay://{two.address('server')}:8443")
     said = client.wait_for("engine ")

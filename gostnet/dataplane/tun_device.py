@@ -20,6 +20,7 @@ from ..core.errors import ConfigError, ConnError, KernelError
 from ..core.packets import NO_SETUP, Medium, Packets, Setup
 from ..core.sockets import Readiness
 from ..core.stream import Buffer
+from .arena import slots
 from .tcp_runs import HEADER_SIZE, join_runs
 
 _PATH = "/dev/net/tun"
@@ -184,7 +185,7 @@ class TunDevice(Packets):
         # Where packets are read to, each with the view of the last one: sizes repeat, and memory that no packet was
         # large enough for is never touched.
         header = [bytearray(HEADER_SIZE)] if joins else []
-        self._slots = [memoryview(bytearray(_LARGEST)) for _ in range(self.BATCH)]
+        self._slots = slots(self.BATCH, _LARGEST)
         self._into: list[list[bytearray | memoryview]] = [[*header, slot] for slot in self._slots]
         self._views = [slot[:0] for slot in self._slots]
 
@@ -217,7 +218,7 @@ class TunDevice(Packets):
         batch: list[memoryview] = []
         if self.closed:
             return batch
-        fd, read, views, slots = self._fd, os.readv, self._views, self._slots
+        fd, read, views, places = self._fd, os.readv, self._views, self._slots
         offset = HEADER_SIZE if self.joins else 0
         count = 0
         try:
@@ -225,7 +226,7 @@ class TunDevice(Packets):
                 size = read(fd, into) - offset
                 view = views[count]
                 if len(view) != size:
-                    view = views[count] = slots[count][:size]
+                    view = views[count] = places[count][:size]
                 batch.append(view)
                 count += 1
         except (BlockingIOError, InterruptedError):

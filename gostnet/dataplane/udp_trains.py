@@ -16,6 +16,7 @@ from typing import Any
 from ..core.errors import ConnError
 from ..core.sockets import UdpSocket
 from ..core.stream import Buffer
+from .arena import slots
 
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _MOST_SEGMENTS = 64
@@ -50,7 +51,7 @@ class Trains:
     def __init__(self, udp: UdpSocket) -> None:
         self._socket = udp
         self._sock = udp.sock
-        self._slots = [memoryview(bytearray(_SLOT)) for _ in range(_SLOTS)]
+        self._slots = slots(_SLOTS, _SLOT)
         self.cuts = _try_option(udp.sock, _UDP_SEGMENT, 0)
         self.joins = _try_option(udp.sock, _UDP_GRO, 1)
         self.refused = False

@@ -17,6 +17,7 @@ from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import within
 from . import codec
 from .engine import KernelPath
+from .path import Path
 
 SILENCE = 10.0
 """Without keep-alive: seconds of packets that are sent and not answered, after which the client registers again."""
@@ -93,6 +94,7 @@ class ClientSession:
         registration: bytes,
         liveness: Liveness,
         kernel: KernelPath | None = None,
+        path: Path | None = None,
     ) -> None:
         self._flow = flow
         self._device = device
@@ -101,6 +103,7 @@ class ClientSession:
         self._trains = Trains(upstream) if isinstance(upstream, UdpSocket) else None
         self._registration = registration
         self._kernel = kernel
+        self._path = path
         self._taken = False  # the server takes packets from the kernel
         self._liveness = liveness
         self._target = flow.target or ANY
@@ -137,9 +140,14 @@ class ClientSession:
             self._liveness.unanswered = True
 
     async def attend(self) -> None:
-        """Register when it is time to. Raise ConnError when the server does not answer any more."""
+        """Register when it is time to, and see that the way to the server stays outside the tunnel.
+
+        Raise ConnError when it does not, or the server does not answer any more.
+        """
         while True:
             await asyncio.sleep(self._liveness.wait(self._loop.time()))
+            if self._path is not None:
+                self._path.check()
             if self._kernel is not None:
                 self._count_kernel()
             if self._liveness.look(self._loop.time()):

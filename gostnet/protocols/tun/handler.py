@@ -24,6 +24,7 @@ from ...pipeline.router import ServiceRouter
 from . import codec
 from .client import ClientSession, Liveness
 from .engine import Choice, start
+from .path import Path
 from .server import PeerServer
 
 RECONNECT = 1.0
@@ -135,9 +136,11 @@ class TunHandler:
         liveness = Liveness(self._ttl if self._options.keepalive else 0.0)
         self._context.log.info(f"{device.name} >-< {flow.target}", sid=flow.sid)
         place = self._context.netns
+        path = Path(flow, device, upstream, self._context.log, place)
+        path.check()
         kernel = start(self._choice, flow, device, upstream, self._context.log, place=place, single=True)
         try:
-            session = ClientSession(flow, device, upstream, registration, liveness, kernel)
+            session = ClientSession(flow, device, upstream, registration, liveness, kernel, path)
             await session.register()
             await first_ended(session.from_device(), session.from_server(), session.attend())
         finally:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
-from gostnet.core.address import Endpoint
+from gostnet.core.address import ANY, Endpoint
 from gostnet.core.datagrams import Datagrams
 from gostnet.core.errors import ConnError, DialRefused
 from gostnet.core.flow import Flow, Shapers
-from gostnet.core.sockets import open_udp
+from gostnet.core.sockets import UdpSocket, listen_udp, open_udp
 from gostnet.core.stream import Stream
-from gostnet.core.tasks import run
+from gostnet.core.tasks import Scope, run
 from gostnet.pipeline.connector import ConnectorContext
+from gostnet.pipeline.handler import HandlerContext
 from gostnet.protocols.relay.connector import RelayConnector
 from gostnet.protocols.tun import client as client_module
 from gostnet.protocols.tun import codec, handler
+from gostnet.protocols.tun import server as server_module
 from gostnet.protocols.tun.client import Liveness
+from gostnet.protocols.tun.handler import TunHandler
 
 from ..vectors import PATIENCE, UdpPeer, load, replay_server, router
 from .kit import MemoryDevice, client, packet4, packet6, server, setup, silent
@@ -211,6 +215,110 @@ def test_packets_over_the_services_limits_are_dropped_whole_in_both_roles() -> N
                     await peer.send(packet, source)
                 assert await device.taken() == to_device[1]
                 assert (limit.up.left, limit.down.left) == (20, 20)
+
+    run(main())
+
+
+class Users:
+    """An auther whose users are addresses with one password."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = set(names)
+
+    def authenticate(self, username: str, password: str, client: Endpoint) -> str | None:
+        return username if username in self.names and password == "secret" else None
+
+
+def made(users: Users | None = None, **options: Any) -> TunHandler:
+    return TunHandler(TunHandler.Options(**options), HandlerContext(service="tun", authenticator=users))
+
+
+@pytest.mark.parametrize("p2p", [False, True])
+def test_peers_do_not_outlive_their_users_when_a_reload_hands_over(p2p: bool) -> None:
+    """Twice, as the handler of a reload hands over at the next one."""
+
+    async def main() -> None:
+        device = MemoryDevice(setup("192.168.0.1/24"))
+        sock = listen_udp(Endpoint("127.0.0.1", 0))
+        address = Endpoint.from_sockaddr(sock.getsockname())
+        device.carrier = UdpSocket(sock, address)
+        handlers = [made(Users(*names), p2p=p2p) for names in (("192.168.0.2", "192.168.0.3"), ("192.168.0.3",), ())]
+        scope = Scope("server")
+        scope.start(handlers[0].handle(Flow("", ANY, address, "udp"), device, router()), "server")
+        with UdpPeer() as second, UdpPeer() as third:
+            await register(second, address, "192.168.0.2", passphrase="secret")
+            if not p2p:
+                await register(third, address, "192.168.0.3", passphrase="secret")
+            handlers[0].hand_over(handlers[1], router())
+            device.put(packet4("192.168.0.1", "192.168.0.2"))
+            await device.handled()
+            if not p2p:
+                device.put(packet4("192.168.0.1", "192.168.0.3"))
+                assert (await third.receive())[0] == packet4("192.168.0.1", "192.168.0.3")
+            # What it sends is not taken any more either, and it cannot come back.
+            await second.send(packet4("192.168.0.2", "192.168.0.1"), address)
+            await second.send(registration("192.168.0.2", passphrase="secret"), address)
+            await register(third, address, "192.168.0.3", passphrase="secret")
+            assert device.untouched
+            with pytest.raises(BlockingIOError):
+                second.sock.recv(100)
+            handlers[1].hand_over(handlers[2], router())
+            device.put(packet4("192.168.0.1", "192.168.0.3"))
+            await device.handled()
+            with pytest.raises(BlockingIOError):
+                third.sock.recv(100)
+        await scope.cancel()
+        device.carrier.abort()
+
+    run(main())
+
+
+def test_users_that_are_taken_out_of_a_file_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "RECHECK", 0.0)
+    monkeypatch.setattr(server_module, "TICK", 0.01)
+    users = Users("192.168.0.2")
+
+    async def main() -> None:
+        device = MemoryDevice(setup("192.168.0.1/24"))
+        async with server(device, users) as address:
+            with UdpPeer() as peer:
+                await register(peer, address, "192.168.0.2", passphrase="secret")
+                device.put(packet4("192.168.0.1", "192.168.0.2"))
+                await peer.receive()
+                users.names.clear()
+                async with asyncio.timeout(PATIENCE):
+                    while True:
+                        device.put(packet4("192.168.0.1", "192.168.0.2"))
+                        await device.handled()
+                        try:
+                            peer.sock.recv(100)
+                        except BlockingIOError:
+                            break
+                        await asyncio.sleep(0.01)
+
+    run(main())
+
+
+def test_runs_of_packets_go_each_to_its_peer_in_order() -> None:
+    """Peers alternate within one batch in both directions, with packets for the host between them."""
+
+    async def main() -> None:
+        device = MemoryDevice(setup("192.168.0.1/24"))
+        async with server(device) as address:
+            with UdpPeer() as second, UdpPeer() as third:
+                await register(second, address, "192.168.0.2")
+                await register(third, address, "192.168.0.3")
+                train = [
+                    packet4("192.168.0.2", f"192.168.0.{to}", bytes([number]) * 100)
+                    for number, to in enumerate((3, 3, 1, 3, 1, 1, 9, 3, 3))
+                ]
+                sent = second.sock.sendmsg(train, [(17, 103, len(train[0]).to_bytes(2, "little"))], 0, tuple(address))
+                assert sent == sum(map(len, train))
+                for number in (0, 1, 3, 7, 8):
+                    assert (await third.receive())[0] == train[number]
+                for number in (2, 4, 5, 6):
+                    assert await device.taken() == train[number]
+                assert device.untouched
 
     run(main())
 
