@@ -209,6 +209,7 @@ class Port(Resource):
 
     kind: ClassVar[str] = "port"
     rank: ClassVar[int] = 25
+    shared: ClassVar[bool] = True
 
     device: str
     bridge: str

@@ -18,12 +18,14 @@ from .test_crash import FakeKernel, die, fake_guard
 OFF = Sysctl("net.ipv4.ip_forward", "0")
 ON = Sysctl("net.ipv4.ip_forward", "1")
 BRIDGE = Bridge("br0")
+ALONE = Port("eth1", "")
+PORT = Port("eth1", "br0")
 DEAD = Owner(2**22 + 1, 1)
 
 
 @pytest.fixture
 def kernel() -> FakeKernel:
-    return FakeKernel({OFF.key: OFF})
+    return FakeKernel({OFF.key: OFF, ALONE.key: ALONE})
 
 
 def instance(name: str, kernel: FakeKernel, directory: Path) -> Provisioner:
@@ -34,7 +36,7 @@ def route(number: int) -> Route:
     return Route(f"10.{number}.0.0/16", device="lo")
 
 
-@pytest.mark.parametrize("item", [ON, BRIDGE], ids=["sysctl", "bridge"])
+@pytest.mark.parametrize("item", [ON, BRIDGE, PORT], ids=["sysctl", "bridge", "port"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first-first", "second-first"])
 def test_the_last_instance_restores(kernel: FakeKernel, tmp_path: Path, item: Resource, order: tuple[int, int]) -> None:
     before = dict(kernel.state)
@@ -60,7 +62,7 @@ def test_three_instances_come_and_go(kernel: FakeKernel, tmp_path: Path) -> None
     two.close()
     assert kernel.state[ON.key] == ON
     three.close()
-    assert kernel.state == {OFF.key: OFF}
+    assert kernel.state == {OFF.key: OFF, ALONE.key: ALONE}
 
 
 def test_a_reload_that_does_without_leaves_it_to_the_other(kernel: FakeKernel, tmp_path: Path) -> None:
@@ -69,11 +71,11 @@ def test_a_reload_that_does_without_leaves_it_to_the_other(kernel: FakeKernel, t
     two.apply([ON])
     assert one.apply([route(1)]) == []
     two.close()
-    assert kernel.state == {OFF.key: OFF, route(1).key: route(1)}
+    assert kernel.state == {OFF.key: OFF, ALONE.key: ALONE, route(1).key: route(1)}
     one.apply([ON, route(1)])
     assert kernel.state[ON.key] == ON
     one.close()
-    assert kernel.state == {OFF.key: OFF}
+    assert kernel.state == {OFF.key: OFF, ALONE.key: ALONE}
 
 
 def test_what_was_there_before_any_instance_is_nobodys(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_failed_start_gives_up_its_claim(kernel: FakeKernel, tmp_path: Path) -
     assert not two.holds
     one.close()
     two.close()
-    assert kernel.state == {OFF.key: OFF}
+    assert kernel.state == {OFF.key: OFF, ALONE.key: ALONE}
 
 
 def test_what_a_dead_instance_left_is_held_by_who_wants_it(
@@ -108,9 +110,9 @@ def test_what_a_dead_instance_left_is_held_by_who_wants_it(
     die(dead)
     live.apply([ON])
     assert [str(step) for step in recover(tmp_path, kernel=kernel).steps if "route" not in str(step)] == []
-    assert kernel.state == {ON.key: ON}
+    assert kernel.state == {ON.key: ON, ALONE.key: ALONE}
     live.close()
-    assert kernel.state == {OFF.key: OFF}
+    assert kernel.state == {OFF.key: OFF, ALONE.key: ALONE}
 
 
 def test_a_live_instance_outlasts_who_held_it_first(
@@ -124,7 +126,7 @@ def test_a_live_instance_outlasts_who_held_it_first(
     die(second)
     assert recover(tmp_path, kernel=kernel).steps == []
     first.close()
-    assert kernel.state == {OFF.key: OFF}
+    assert kernel.state == {OFF.key: OFF, ALONE.key: ALONE}
 
 
 def test_a_bridge_that_others_have_put_ports_in_stays_and_holds_nobody_up(tmp_path: Path) -> None:
