@@ -745,8 +745,8 @@ def test_two_instances_with_one_bridge_of_which_one_is_killed(place: Place, daem
     first.await_ready()
     with place.provisioner("second") as second:
         second.apply([Bridge("br-own"), Port("wan0", "br-own"), FORWARDING])
-        first.kill()
         (path,) = place.directory.glob("*-first.journal")
+        first.kill()
         assert journal.await_release(path)
         kernel = LiveKernel(place.name)
         assert kernel.observe(Bridge("br-own")) == Bridge("br-own")
