@@ -388,8 +388,15 @@ class Connections:
         self.http2 = doh.Http2(stream)
         return self.http2
 
-    def rest(self) -> None:
-        """Note that a question of HTTP/2 has ended: when it was the last one, the connection waits for the next."""
+    def rest(self, session: doh.Http2) -> None:
+        """Note that a question of HTTP/2 has ended: when it was the last one, the connection waits for the next.
+
+        One that was full, and has given its place to another, is done then.
+        """
+        if session is not self.http2:
+            if session.idle:
+                session.close()
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(KEEP, self._expire_http2)
@@ -439,7 +446,7 @@ async def _ask_http2(server: NameServer, session: doh.Http2, query: bytes, accep
     try:
         return _accepted(server, await session.post(_authority(server), server.path.encode("ascii"), query), accept)
     finally:
-        server.kept.rest()
+        server.kept.rest(session)
 
 
 async def _open(server: NameServer, client: Endpoint) -> Stream:

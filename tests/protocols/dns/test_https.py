@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +22,7 @@ from gostnet.core.sockets import connect_tcp
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import Scope, run
 from gostnet.pipeline.handler import HandlerContext
+from gostnet.policies import doh
 from gostnet.protocols.dns.handler import DnsHandler
 from gostnet.testing.certificates import Authority
 from gostnet.transports import dns_https
@@ -124,6 +126,34 @@ def test_many_queries_are_in_flight_in_one_connection(ca: str) -> None:
                     assert query.is_response(dns.message.from_wire(reply.result()))
                 (server,) = made._by_node.values()
                 assert len(server.kept) == 1
+
+    run(main())
+
+
+def test_a_full_connection_gives_its_place_to_another_and_ends(ca: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doh, "IN_FLIGHT", 2)
+
+    async def main() -> None:
+        async with (
+            one().running() as upstream,
+            serving(handler(f"tcp://{upstream.address}"), mode="https", tls=server_side()) as secure,
+        ):
+            upstream.hold = asyncio.Event()
+            made = asking(f"https://{secure}", client_side(ca))
+            async with serving(made) as address:
+                scope = Scope("test")
+                answers = [scope.start(ask(address, dns.message.make_query(f"n{n}.test", "A"))) for n in range(3)]
+                await upstream.until_asked(3)
+                (server,) = made._by_node.values()
+                last = server.kept.http2
+                upstream.hold.set()
+                await scope.drain(20)
+                assert [texts(reply.result()) for reply in answers] == [["192.0.2.1"]] * 3
+                assert server.kept.http2 is last
+                assert last is not None
+                assert not last.ended
+                sessions = [item for item in gc.get_objects() if isinstance(item, doh.Http2) and not item.ended]
+                assert sessions == [last]
 
     run(main())
 
