@@ -128,6 +128,7 @@ class Inlet(Resource):
     udp      the same of UDP
     ways     what is routed into it, with the gateway or "" for each; sockets of ours are not, and neither is what
              `Capture` never takes
+    peers    addresses behind it that sockets of ours do speak with
     """
 
     kind: ClassVar[str] = "inlet"
@@ -137,6 +138,7 @@ class Inlet(Resource):
     tcp: int
     udp: int
     ways: tuple[tuple[str, str], ...] = ()
+    peers: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:

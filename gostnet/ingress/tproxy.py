@@ -218,29 +218,36 @@ class ReduSource(Source[Session[Pair]]):
 
     def accept_now(self) -> list[tuple[Flow, Session[Pair]]]:
         """Feed the sessions with what has arrived; return new flows, [] if one shall wait for more."""
-        readiness, sessions = self.readiness, self._sessions
-        assert sessions is not None
+        readiness = self.readiness
         fresh: list[tuple[Flow, Session[Pair]]] = []
         for left in reversed(range(ROUNDS)):
             received = self._receive(readiness.sock)
             if not received:
                 break
             for data, client, target in received:
-                key = (client, target)
-                session = sessions.find(key)
-                if session is None:
-                    session = self._begin(sessions, client, target)
-                    flow = Flow("", client, self.address, "udp", target)
-                    sessions.note(key, flow, len(data))
-                    if target.port == self.address.port and is_own_address(target.host, self._context.netns):
-                        flow.target = None
-                        flow.reason = "not a captured datagram: it was sent to the listener itself"
-                    fresh.append((flow, session))
-                session.offer(Datagram(data, client))
+                fresh += self.take(data, client, target)
             if fresh:
                 break
             if not left:  # the others get their turn; nobody else will say that there is more
                 readiness.hub.call_ready(partial(readiness.on_events, READABLE))
+        return fresh
+
+    def take(self, data: bytes, client: Endpoint, target: Endpoint) -> list[tuple[Flow, Session[Pair]]]:
+        """Give a datagram to its session; return that, with its flow, if it is a new one."""
+        sessions = self._sessions
+        assert sessions is not None
+        fresh = []
+        key = (client, target)
+        session = sessions.find(key)
+        if session is None:
+            session = self._begin(sessions, client, target)
+            flow = Flow("", client, self.address, "udp", target)
+            sessions.note(key, flow, len(data))
+            if target.port == self.address.port and is_own_address(target.host, self._context.netns):
+                flow.target = None
+                flow.reason = "not a captured datagram: it was sent to the listener itself"
+            fresh.append((flow, session))
+        session.offer(Datagram(data, client))
         return fresh
 
     def _begin(self, sessions: Sessions[Pair], client: Endpoint, target: Endpoint) -> Session[Pair]:

@@ -1,35 +1,42 @@
 """The listener `tungo`: what is routed into a TUN device, handed out as connections instead of packets.
 
 The kernel terminates TCP and UDP. A bounce (kernel.bounce) turns packets around at the device, rules give what comes
-back in to two transparent sockets, and no packet passes through this process but those of ICMP.
+back in to two transparent sockets, and no packet passes through this process but those of ICMP. Where the kernel has
+no way to turn them around, this process does (dataplane.rewriting): the engine `nat`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, ClassVar, Literal
 
-from ..core.address import Endpoint
+from ..core.address import Endpoint, IPAddress
 from ..core.datagrams import Datagram
 from ..core.errors import ConfigError, ConnError, GostnetError, KernelError
 from ..core.flow import Flow
+from ..core.hub import READABLE
 from ..core.options import CommaList, group, opt
 from ..core.packets import Setup
 from ..core.registry import register
 from ..core.resources import MARK_OWN, ROUTE_PROTOCOL, Address, Inlet, Link, Resource, Route, Sysctl
 from ..core.sockets import any_readable
 from ..core.tasks import in_thread
+from ..dataplane.rewriting import Rewriter
 from ..dataplane.sessions import Session, Sessions
-from ..dataplane.tun_device import TunDevice, open_device
+from ..dataplane.tcp_runs import HEADER_SIZE
+from ..dataplane.tun_device import TunDevice, open_device, set_offload
 from ..kernel import netns, sysctl
 from ..kernel.bounce import Bounce, Method
 from ..kernel.netlink import RouteNetlink
 from ..pipeline.transport import AcceptError, Listener, ListenerContext, Source
 from ..protocols.transparent.tungo import Routed
 from ..wire import icmp
+from ..wire.ip import udp_datagram
 from .capture import CaptureOptions, CaptureRequest
 from .device import setup_of
 from .redirect import RedOptions, RedSource
@@ -51,8 +58,18 @@ DUMMY_ADDRESS = "192.0.0.8/32"
 UNKNOWN_PORT = 1
 """What a plan shows where the kernel will choose the port."""
 
+LARGEST_MTU = 65535
+"""Bytes; with the engine nat, for datagrams that are not cut into fragments before this process sees them."""
+
 _PACKETS_A_TURN = 4
 """Times that the device is read in one turn of the loop: a flood of pings must not hold up the others."""
+
+_PACKETS = 64
+"""Packets that the engine nat reads in one turn of the loop."""
+
+_NEEDS_SUM = 1
+_OFFLOADS = 0x1 | 0x2 | 0x4
+"""TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6: sums need not be complete, and TCP comes in large pieces."""
 
 Echo = tuple[icmp.IPAddress, icmp.IPAddress, int]
 
@@ -63,7 +80,7 @@ class TungoOptions:
 
     name: str = opt("tungo", "Name of the device.", aliases=("tun.name",))
     net: CommaList = opt([], "Addresses of the device with their prefix lengths, IPv4 and IPv6.", aliases=("tun.net",))
-    mtu: int = opt(DEFAULT_MTU, "MTU of the device, bytes.", aliases=("tun.mtu",))
+    mtu: int = opt(0, "MTU of the device, bytes; 1500 by default.", aliases=("tun.mtu",))
     peer: str = opt("", "Accepted for compatibility: GOST uses it on macOS only.", aliases=("tun.peer",))
     gw: str = opt("", "Gateway of the routes that name none.", aliases=("tun.gw",))
     route: CommaList = opt([], "Networks that are routed into the device, by way of `gw`.", aliases=("tun.route",))
@@ -74,10 +91,10 @@ class TungoOptions:
     guid: str = opt("", "Accepted for compatibility: GOST uses it on Windows only.", aliases=("tun.guid",))
     engine: str = opt(
         "auto",
-        "How packets come back from the device: by a BPF program (tcx) or by filters of tc (clsact); the first that"
-        " the kernel allows.",
+        "How packets come back from the device: by a BPF program (tcx), by filters of tc (clsact), or by way of"
+        " this process (nat); the first that the kernel allows.",
         key="tungo.engine",
-        choices=("auto", "tcx", "clsact"),
+        choices=("auto", "tcx", "clsact", "nat"),
     )
     capture: CaptureOptions = group(CaptureOptions)
 
@@ -103,10 +120,14 @@ class TungoSource(Source[Any]):
         self._context = context
         self._name = options.name or "tungo"
         self._mtu = options.mtu if options.mtu > 0 else DEFAULT_MTU
-        self._tcp = self._make_tcp(address)
-        self._udp = self._make_udp(address)
+        # A socket at one address gets what was for that address only, which none of the captured is.
+        anywhere = Endpoint("", address.port)
+        self._tcp = self._make_tcp(anywhere)
+        self._udp = self._make_udp(anywhere)
         self._device: TunDevice | None = None
         self._bounce: Bounce | None = None
+        self._nat: _Nat | None = None
+        self._index = 0
         self._echoes: _Echoes | None = None
         self._routes: tuple[Route, ...] = ()
         self._handed_out = False
@@ -130,7 +151,7 @@ class TungoSource(Source[Any]):
         self._echoes = _Echoes(self._udp.sender)
 
     async def _open_sockets(self) -> None:
-        """Bind at the service's address, or at ports of the kernel's choice where it is in use.
+        """Bind at the service's port, or at ports of the kernel's choice where it is in use.
 
         # GOST: listens nowhere, so that two services may well have the same address.
         """
@@ -142,7 +163,7 @@ class TungoSource(Source[Any]):
                 raise
             self._tcp.abort()
             self._udp.abort()
-            free = Endpoint(self.address.host, 0)
+            free = Endpoint("", 0)
             self._tcp, self._udp = self._make_tcp(free), self._make_udp(free)
             await self._tcp.open()
             await self._udp.open()
@@ -150,15 +171,24 @@ class TungoSource(Source[Any]):
 
     def _open_device(self) -> None:
         place = self._context.netns or None
+        # The header of virtio is of use to the engine nat only, and in nobody's way with another one.
         try:
             with netns.inside(place):
-                fd, self._name = open_device(self._name)
+                fd, self._name = open_device(self._name, vnet_header=True)
+                index = socket.if_nametoindex(self._name)
         except ConfigError as exc:
             raise ConfigError(f"{self._context.path}.metadata.name", exc.reason, hint=exc.hint, code=exc.code) from exc
-        self._device = TunDevice(fd, self._name, self._mtu, setup=self._setup)
+        self._device = TunDevice(fd, self._name, self._mtu, setup=self._setup, joins=True)
         self._bounce = self._make_bounce(place)
+        self._nat = None
+        if self._bounce is None:
+            self._index = self._index or index  # a device made anew has the addresses that the rules know
+            self._nat = _Nat(self._device, self._tcp.address.port, self._index, ipv6=self._has_ipv6())
+            if self._options.mtu <= 0:
+                self._mtu = LARGEST_MTU
 
-    def _make_bounce(self, place: netns.Place) -> Bounce:
+    def _make_bounce(self, place: netns.Place) -> Bounce | None:
+        """Return the bounce, None where the engine nat has to do."""
         methods: tuple[Method, ...] = ("tcx", "clsact")
         wanted = [method for method in methods if self._options.engine in ("auto", method)]
         log = self._context.log
@@ -172,8 +202,11 @@ class TungoSource(Source[Any]):
             else:
                 log.info(f"engine {method}: packets come back from {self._name} in the kernel")
                 return made
-        reasons = "; ".join(map(str, refused))
-        raise KernelError(f"listen on {self._name}", refused[0].errno, reasons, hint=refused[-1].hint)
+        if self._options.engine not in ("auto", "nat"):
+            reasons = "; ".join(map(str, refused))
+            raise KernelError(f"listen on {self._name}", refused[0].errno, reasons, hint=refused[-1].hint)
+        log.info(f"engine nat: packets come back from {self._name} by way of this process")
+        return None
 
     # -- resources --
     def resources(self) -> Sequence[Resource]:
@@ -186,7 +219,11 @@ class TungoSource(Source[Any]):
         tcp, udp = (
             Endpoint(source.address.host, source.address.port or UNKNOWN_PORT) for source in (self._tcp, self._udp)
         )
-        resources.append(Inlet(service, name, tcp.port, udp.port, ways))
+        if self._nat is None:
+            resources.append(Inlet(service, name, tcp.port, udp.port, ways))
+        else:
+            peers = tuple(f"{there}/{there.max_prefixlen}" for _, there in self._nat.pairs.values())
+            resources.append(Inlet(service, name, 0, 0, ways, peers))
         if self._request is not None:
             for protocol, address in (("tcp", tcp), ("udp", udp)):
                 kind: Literal["tcp", "udp"] = "tcp" if protocol == "tcp" else "udp"
@@ -201,12 +238,16 @@ class TungoSource(Source[Any]):
             Sysctl(f"net.ipv4.conf.{name}.rp_filter", "2" if self._checks_reverse_path() else "0"),
         ]
         with netns.inside(self._context.netns or None):
-            if sysctl.read("net.ipv6.conf.lo.disable_ipv6") == "0":
+            if self._has_ipv6():
                 settings.append(Sysctl(f"net.ipv6.conf.{name}.disable_ipv6", "0"))
             if self._setup.ways and _is_strict_somewhere():
                 # What comes back to our sockets has a mark by then (kernel.capture), which shall count.
                 settings.append(Sysctl("net.ipv4.conf.all.src_valid_mark", "1"))
         return settings
+
+    def _has_ipv6(self) -> bool:
+        with netns.inside(self._context.netns or None):
+            return sysctl.read("net.ipv6.conf.lo.disable_ipv6") == "0"
 
     def _checks_reverse_path(self) -> bool:
         """Tell whether the setting of all devices outweighs that of one: the greater one holds."""
@@ -217,6 +258,8 @@ class TungoSource(Source[Any]):
         addresses = [str(address) for address in dict.fromkeys(self._setup.addresses)]
         if self._checks_reverse_path() and not any(address.version == 4 for address in self._setup.addresses):
             addresses.append(DUMMY_ADDRESS)
+        if self._nat is not None:
+            addresses += [f"{here}/{here.max_prefixlen - 2}" for here, _ in self._nat.pairs.values()]
         return addresses
 
     # -- accept --
@@ -230,8 +273,11 @@ class TungoSource(Source[Any]):
         tcp, udp = self._tcp, self._udp
         while True:
             batch: list[tuple[Flow, Any]] = [*tcp.accept_now(), *udp.accept_now()]
+            if self._nat is not None:
+                for flow, _ in batch:
+                    self._nat.rename(flow)
             try:
-                batch += self._read(device, echoes)
+                batch += self._read(device, echoes) if self._nat is None else self._turn(self._nat, echoes)
             except ConnError as exc:
                 device.abort()
                 self._handed_out = False
@@ -253,7 +299,23 @@ class TungoSource(Source[Any]):
                     fresh += echoes.take(request, self.address)
                 elif _is_transport(memoryview(packet)):
                     self._warn_of_loop()
-        device.readiness.hub.call_ready(lambda: device.readiness.on_events(1))
+        device.readiness.hub.call_ready(lambda: device.readiness.on_events(READABLE))
+        return fresh
+
+    def _turn(self, nat: _Nat, echoes: _Echoes) -> list[tuple[Flow, Any]]:
+        """Turn TCP around, hand out UDP and echo requests."""
+        fresh: list[tuple[Flow, Any]] = []
+        for packet in nat.others():
+            datagram = udp_datagram(packet)
+            if datagram is not None:
+                source, sport, destination, dport, data = datagram
+                target = Endpoint(str(ip_address(destination)), dport)
+                if not ip_address(destination).is_multicast:
+                    fresh += self._udp.take(data, Endpoint(str(ip_address(source)), sport), target)
+            else:
+                request = icmp.echo_request(packet)
+                if request is not None:
+                    fresh += echoes.take(request, self.address)
         return fresh
 
     def _warn_of_loop(self) -> None:
@@ -317,6 +379,54 @@ class TungoSource(Source[Any]):
         if self._device is not None:
             self._device.abort()
             self._device = None
+
+
+class _Nat:
+    """The engine nat: the device's TCP, turned around in this process.
+
+    pairs    by IP version: the address of the device, and that of the neighbour who does not exist. Networks for
+             measurements between devices (RFC 2544) and private ones, a pair for each index that a device may have
+    """
+
+    def __init__(self, device: TunDevice, port: int, index: int, *, ipv6: bool) -> None:
+        """`port` is that of the listening socket, `index` the device's."""
+        first4 = IPv4Address("198.18.0.0") + 4 * (index % 32768)
+        first6 = IPv6Address("fd67:6f73:7400::") + 4 * index
+        self.pairs: dict[int, tuple[IPAddress, IPAddress]] = {4: (first4 + 1, first4 + 2)}
+        if ipv6:
+            self.pairs[6] = (first6 + 1, first6 + 2)
+        self._device = device
+        self._rewriter = Rewriter(self.pairs, port)
+        self._buffer = memoryview(bytearray(HEADER_SIZE + 65535))
+        set_offload(device.fd, _OFFLOADS)
+
+    def rename(self, flow: Flow) -> None:
+        """Give a flow that the socket accepted from the neighbour the ends that it has really."""
+        ends = self._rewriter.origin(flow.client)
+        if ends is not None:
+            flow.client, flow.target = ends
+            flow.hash, flow.reason = flow.client.host, ""
+
+    def others(self) -> Iterator[memoryview]:
+        """Read the device, at most _PACKETS packets, and yield what is no TCP. Raise ConnError if it is gone."""
+        device, buffer, turn = self._device, self._buffer, self._rewriter.turn
+        fd, now = device.fd, device.readiness.hub.loop.time()
+        into = [buffer]
+        for _ in range(_PACKETS):
+            try:
+                size = os.readv(fd, into)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as exc:
+                raise ConnError(f"device {device.name} is gone") from exc
+            if turn(buffer[HEADER_SIZE:size], bool(buffer[0] & _NEEDS_SUM), now):
+                try:
+                    os.write(fd, buffer[:size])
+                except OSError:
+                    continue  # as a network does that is too busy; TCP sends it again
+            else:
+                yield buffer[HEADER_SIZE:size]
+        device.readiness.hub.call_ready(lambda: device.readiness.on_events(READABLE))
 
 
 def _is_strict_somewhere() -> bool:

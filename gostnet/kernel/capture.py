@@ -248,7 +248,7 @@ class _Table:
             self._redirect_local([(n, c) for n, c in redirected if c.local])
         if diverted or self.inlets:
             self._divert(diverted)
-        if any(inlet.ways for _, inlet in self.inlets):
+        if any(inlet.ways or not inlet.tcp for _, inlet in self.inlets):
             self._keep_away()
         return [*self.sets, *self.chains, *self.rules]
 
@@ -407,6 +407,11 @@ class _Table:
     def _keep_away(self) -> None:
         """Send past the devices what is never captured: replies to others, and TCP that is older than the start."""
         base, out = self._base("inlet_out", "output", "route"), self._chain("inlet_out_new")
+        for _, inlet in self.inlets:
+            if not inlet.tcp:  # user space sees no marks, so it cannot tell what is ours
+                for peer in inlet.peers:
+                    self._rule(base, nft.leaves_by(inlet.device), nft.destination_within(peer), nft.accept())
+                self._rule(base, nft.leaves_by(inlet.device), nft.mark(MARK_OWN, MARK_MASK), nft.drop())
         self._rule(base, nft.mark(MARK_OWN, MARK_MASK), nft.set_connection_mark(CONNECTION_OWN), nft.accept())
         self._rule(base, nft.mark(0, MARK_MASK, negate=True), nft.accept())
         for _, inlet in self.inlets:

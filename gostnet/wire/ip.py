@@ -42,6 +42,31 @@ def udp_payload(source: bytes, destination: bytes, source_port: int, destination
     return _UDP.pack(source_port, destination_port, length, total) + data
 
 
+def udp_datagram(packet: bytes | memoryview) -> tuple[bytes, int, bytes, int, bytes] | None:
+    """Return source, its port, destination, its port and data of a UDP packet; None for any other, and for fragments.
+
+    The addresses are packed. The sum is not looked at: whoever hands the packet out answers for it.
+    """
+    size = len(packet)
+    version = packet[0] >> 4 if size >= 28 else 0
+    if version == 4:
+        start, end = (packet[0] & 15) * 4, int.from_bytes(packet[2:4], "big")
+        addresses = bytes(packet[12:16]), bytes(packet[16:20])
+        plain = packet[9] == UDP and not int.from_bytes(packet[6:8], "big") & 0x3FFF
+    elif version == 6 and size >= 48:
+        start, end = 40, 40 + int.from_bytes(packet[4:6], "big")
+        addresses = bytes(packet[8:24]), bytes(packet[24:40])
+        plain = packet[6] == UDP
+    else:
+        return None
+    if not plain or end > size or start < 20 or start + 8 > end:
+        return None
+    source, destination, length, _ = _UDP.unpack_from(packet, start)
+    if not 8 <= length <= end - start:
+        return None
+    return addresses[0], source, addresses[1], destination, bytes(packet[start + 8 : start + length])
+
+
 def ipv4_packets(
     source: IPv4Address, destination: IPv4Address, payload: bytes, mtu: int, ident: int, protocol: int = UDP
 ) -> list[bytes]:

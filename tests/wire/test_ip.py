@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gostnet.wire.ip import checksum, ipv4_packets, ipv6_packets, udp_payload
+from gostnet.wire.ip import checksum, ipv4_packets, ipv6_packets, udp_datagram, udp_payload
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -87,3 +87,29 @@ def test_the_udp_checksum_is_never_zero_and_right(data: bytes, source_port: int,
     assert packet[6:8] != b"\0\0"
     pseudo = here + there + b"\0\x11" + len(packet).to_bytes(2, "big")
     assert reference(pseudo + packet) == 0
+
+
+@ADDRESSES
+def test_udp_datagram_is_what_was_put_into_packets(source: str, destination: str) -> None:
+    here, there = ip_address(source), ip_address(destination)
+    payload = udp_payload(here.packed, there.packed, 1234, 53, b"data")
+
+    def packets(mtu: int, data: bytes) -> list[bytes]:
+        if isinstance(here, IPv4Address):
+            assert isinstance(there, IPv4Address)
+            return ipv4_packets(here, there, data, mtu, 7)
+        assert isinstance(there, IPv6Address)
+        return ipv6_packets(here, there, data, mtu, 7)
+
+    (packet,) = packets(1500, payload)
+    expected = (here.packed, 1234, there.packed, 53, b"data")
+    assert udp_datagram(packet) == udp_datagram(memoryview(packet + b"trailing")) == expected
+    for end in range(len(packet)):
+        assert udp_datagram(packet[:end]) is None
+    long = udp_payload(here.packed, there.packed, 1, 2, bytes(3000))
+    assert [udp_datagram(piece) for piece in packets(1500, long)] == [None, None, None]
+
+
+@given(st.binary(max_size=80))
+def test_udp_datagram_of_any_bytes_is_no_error(data: bytes) -> None:
+    udp_datagram(data)
