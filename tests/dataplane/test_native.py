@@ -26,26 +26,18 @@ from gostnet.dataplane.native.engine import REFRESH, Engine, engine, threads_her
 from gostnet.dataplane.relay import relay
 from gostnet.testing.processes import gostnet
 
+from .kit import tcp_pair
+
 LOADED, WHY_NOT = library.load()
 pytestmark = pytest.mark.skipif(LOADED is None, reason=f"native relay: {WHY_NOT}")
-
-
-def pair() -> tuple[SocketStream, SocketStream]:
-    listening = socket.create_server(("127.0.0.1", 0))
-    left = socket.create_connection(listening.getsockname())
-    right, _ = listening.accept()
-    listening.close()
-    for sock in (left, right):
-        sock.setblocking(False)
-    return SocketStream(left), SocketStream(right)
 
 
 class Rig:
     """client == relay == server, with the relay as a task of `scope`."""
 
     def __init__(self, scope: Scope, wanted: str = "auto", idle: float = 0.0) -> None:
-        self.client, self.left = pair()
-        self.right, self.server = pair()
+        self.client, self.left = tcp_pair()
+        self.right, self.server = tcp_pair()
         self.flow = Flow()
         self.flow.engine = wanted
         self.error: BaseException | None = None
@@ -378,9 +370,8 @@ def test_a_second_process_image_is_not_confused_by_a_fork() -> None:
 
 def test_a_process_ends_with_flows_inside() -> None:
     script = """
-        import asyncio, sys
-        sys.path.insert(0, "tests/dataplane")
-        from test_native import Rig
+        import asyncio
+        from tests.dataplane.test_native import Rig
         from gostnet.core.tasks import Scope
         async def main():
             scope = Scope("x")

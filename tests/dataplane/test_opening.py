@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 
 import pytest
 
 from gostnet.core.errors import ConnError, EndOfStream, ProtocolError
 from gostnet.core.flow import Flow
 from gostnet.core.hub import current_hub
-from gostnet.core.sockets import SocketStream
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import run, together
 from gostnet.dataplane.opening import Opening
@@ -19,6 +17,8 @@ from gostnet.dataplane.pipes import pipe_pool
 from gostnet.dataplane.relay import leaf, relay
 from gostnet.testing.conformance import check_stream
 from gostnet.testing.memory import Faults, Trickle, stream_pair
+
+from .kit import read_all, tcp_pair
 
 ASK = b"<ask>"
 OK = b"<ok!>"
@@ -36,24 +36,6 @@ class Word:
         if not self._word.startswith(self._held[: len(self._word)]):
             raise ProtocolError(f"refused: {self._held[: len(self._word)]!r}")
         return None if len(self._held) < len(self._word) else self._held[len(self._word) :]
-
-
-async def read_all(stream: Stream) -> bytes:
-    parts = []
-    while data := await stream.receive():
-        parts.append(data)
-    return b"".join(parts)
-
-
-def tcp_pair() -> tuple[SocketStream, SocketStream]:
-    listening = socket.create_server(("127.0.0.1", 0))
-    left = socket.create_connection(listening.getsockname())
-    right, _ = listening.accept()
-    listening.close()
-    for sock in (left, right):
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return SocketStream(left), SocketStream(right)
 
 
 # ---- as a stream --------------------------------------------------------------------------------

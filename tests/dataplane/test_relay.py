@@ -22,6 +22,8 @@ from gostnet.dataplane.pipes import pipe_pool
 from gostnet.dataplane.relay import relay
 from gostnet.testing.conformance import check_stream
 
+from .kit import read_all, tcp_pair
+
 
 class Opaque(Stream):
     """A stream that may not be looked through: forces the copy engine."""
@@ -53,16 +55,6 @@ class Clear(Opaque):
         return self.below
 
 
-def tcp_pair() -> tuple[SocketStream, SocketStream]:
-    listening = socket.create_server(("127.0.0.1", 0))
-    left = socket.create_connection(listening.getsockname())
-    right, _ = listening.accept()
-    listening.close()
-    for sock in (left, right):
-        sock.setblocking(False)
-    return SocketStream(left), SocketStream(right)
-
-
 class Rig:
     """client == (inner_client, relay, inner_server) == server, all over TCP on loopback."""
 
@@ -88,13 +80,6 @@ class Rig:
 
 ENGINES = pytest.mark.parametrize("engine", ["copy", "splice", "native"])
 LOOPS = pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
-
-
-async def read_all(stream: Stream) -> bytes:
-    parts = []
-    while data := await stream.receive():
-        parts.append(data)
-    return b"".join(parts)
 
 
 def descriptors() -> int:
