@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -130,6 +130,9 @@ class Books(Protocol):
 
     def become(self, state: str, message: str) -> None:
         """Note a change of the service's state."""
+
+    def status(self) -> Mapping[str, object]:
+        """Return what the service's status shows of them, with GOST's names."""
 
 
 class Dials(Protocol):

@@ -33,7 +33,8 @@ class Service:
     """Runs connections from a listener through a handler.
 
     flows      what is alive now, by id(): read by status and metrics
-    events     the last twenty state changes, as GOST's API shows them
+    created    when it was made, in seconds since 1970
+    events     the last twenty state changes with their times, as GOST's API shows them
     """
 
     HANDSHAKE = 15.0
@@ -62,7 +63,8 @@ class Service:
         self._set_log(log or quiet())
         self.state = State.RUNNING
         self.flows: dict[int, Flow] = {}
-        self.events: deque[str] = deque(maxlen=20)
+        self.created = int(time.time())
+        self.events: deque[tuple[int, str]] = deque(maxlen=20)
         self.last_error: BaseException | None = None
         self.total = 0
         self._scope: Scope | None = None
@@ -79,9 +81,22 @@ class Service:
         self.state = state
         self.last_error = error
         message = f"service {self.name} is {state.value}"
-        self.events.append(message)
+        self._note(message)
         if self.policies.books is not None:
             self.policies.books.become(state.value, message)
+
+    def _note(self, message: str) -> None:
+        self.events.append((int(time.time()), message))
+
+    def status(self) -> dict[str, object]:
+        """Return what it is doing, as GOST's API shows it."""
+        shown: dict[str, object] = {
+            "createTime": self.created,
+            "state": self.state.value,
+            "events": [{"time": when, "msg": message} for when, message in self.events],
+        }
+        books = self.policies.books
+        return shown if books is None else {**shown, **books.status()}
 
     def adopt(self, fresh: Service) -> None:
         """Take over how connections are handled from `fresh`.
@@ -104,7 +119,7 @@ class Service:
         source = self.listener.source
         self._become(State.RUNNING)
         await source.open()
-        self.events.append(f"service {self.name} is listening on {source.address}")
+        self._note(f"service {self.name} is listening on {source.address}")
         self.log.info(f"listening on {source.address}/{source.network}")
 
     async def serve(self) -> None:

@@ -110,6 +110,8 @@ def _plugin(section: schema.Plugin, build: Build) -> Poster:
     """Return what asks a plugin of the type http. Raise ConfigError."""
     if section.type.lower() != "http":
         raise ConfigError(f"{section.path}.type", unavailable("a gRPC plugin"), code="unavailable")
+    if section.tls is not None and build.report is not None:
+        build.report(f"{section.path}.tls: ignored: https is always verified, by the authorities of the system")
     headers = {"Authorization": f"Bearer {section.token}"} if section.token else None
     return Poster(section.addr, section.timeout, headers, build.options, f"{section.path}.addr")
 

@@ -85,6 +85,7 @@ class ServiceBooks:
     """The books of one service: what its connections move, for status, observers, records and quotas.
 
     layered    the sockets carry TLS or the like, so their bytes are not those that a handler sees
+    shown      the service's status has the counters
     stats      of the service
     clients    by client id, "" for those without; None where nobody wants them
     """
@@ -98,6 +99,7 @@ class ServiceBooks:
         by_client: bool = False,
         reporters: Sequence[Reporter] = (),
         layered: bool = False,
+        shown: bool = False,
         before: ServiceBooks | None = None,
     ) -> None:
         """Go on with the counts of `before`, the books of the service in the configuration before."""
@@ -109,6 +111,7 @@ class ServiceBooks:
         self.quotas = tuple(quotas)
         self._records = records
         self._layered = layered
+        self._shown = shown
         self._reporters = tuple(reporters)
         self._open: dict[int, _Entry] = {} if before is None else before._open
 
@@ -145,6 +148,18 @@ class ServiceBooks:
                     del self.clients[idle]
             stats = self.clients[name] = Stats()
         return stats
+
+    def status(self) -> Mapping[str, object]:
+        """Return the counters, if they are wanted, and the quotas."""
+        shown: dict[str, object] = {}
+        if self._shown:
+            self.settle()
+            shown["stats"] = self.stats.snapshot()
+        if self.quotas:
+            if any(quota.blocked for quota in self.quotas):
+                shown["stoppedByLimit"] = True
+            shown["quotas"] = [{"name": quota.name, **quota.snapshot()} for quota in self.quotas]
+        return shown
 
     # ---- reading -------------------------------------------------------------------------------
     def settle(self) -> None:

@@ -10,10 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import yaml
 from gostnet.core.address import Endpoint
 from gostnet.testing.clients import connect, echo, echo_datagram, fetch, resolve
 from gostnet.testing.processes import Process
+from gostnet.testing.receiver import receiving
 from gostnet.testing.servers import Servers
 
 from .kit import Start, listening, through
@@ -184,59 +183,10 @@ def test_a_quota_counts_dialogues_and_dns(start: Start, servers: Servers, tmp_pa
 
 
 # ---- observers -----------------------------------------------------------------------------------
-class Plugin(ThreadingHTTPServer):
-    """Remembers what it is told."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.told: list[dict[str, Any]] = []
-        self.changed = threading.Condition()
-
-    def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        with self.changed:
-            assert self.changed.wait_for(lambda: any(wanted(event) for event in self.told), 10), self.told
-            return next(event for event in self.told if wanted(event))
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Plugin
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.changed:
-            self.server.told += body["events"]
-            self.server.changed.notify_all()
-        self.send_response(200)
-        self.send_header("Content-Length", "11")
-        self.end_headers()
-        self.wfile.write(b'{"ok":true}')
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def plugin() -> Iterator[Plugin]:
-    server = Plugin()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_e01_e02_e05_an_observer_is_told_of_states_and_of_both_kinds_of_counters(
     start: Start, servers: Servers
 ) -> None:
-    with plugin() as observer:
-        url = f"http://127.0.0.1:{observer.server_address[1]}/"
+    with receiving() as observer:
         config = {
             "services": [
                 {
@@ -252,10 +202,10 @@ def test_e01_e02_e05_an_observer_is_told_of_states_and_of_both_kinds_of_counters
                     "metadata": {"enableStats": True, "observer.period": "1s", "observer.resetTraffic": True},
                 }
             ],
-            "observers": [{"name": "o", "plugin": {"type": "http", "addr": url}}],
+            "observers": [{"name": "o", "plugin": {"type": "http", "addr": observer.url}}],
         }
         process = start("-C", json.dumps(config))
-        observer.wait_for(lambda event: event.get("status", {}).get("state") == "ready")
+        observer.wait_for(lambda posted: b'"ready"' in posted.body)
         with through(listening(process, "s"), servers.endpoint("echo/tcp")) as sock:
             sock.sendall(b"hello")
             assert sock.recv(100) == b"hello"
@@ -263,7 +213,7 @@ def test_e01_e02_e05_an_observer_is_told_of_states_and_of_both_kinds_of_counters
             sock.sendall(b"\5\1\0\5\1\0\1\x7f\0\0\1\0\1")
             assert len(everything(sock)[0]) == 12
         process.stop()
-        told = observer.told
+        told = [event for posted in observer.posted for event in json.loads(posted.body)["events"]]
     states = [event["status"]["state"] for event in told if event["type"] == "status"]
     assert states == ["running", "ready", "closed"]
     service = [event["stats"] for event in told if event["type"] == "stats" and event["kind"] == "service"]

@@ -20,6 +20,8 @@ from gostnet.core.tasks import Scope, run
 from gostnet.pipeline.service import Service, State
 from gostnet.pipeline.transport import AcceptError, Listener, Source
 from gostnet.policies.limits import RateLimits
+from gostnet.policies.quota import Quota, Terms
+from gostnet.policies.stats import ServiceBooks
 from gostnet.transports.tcp import TcpOptions, TcpSource
 
 from .kit import Direct
@@ -237,7 +239,7 @@ def test_s12_accepting_fails_for_a_while_then_goes_on(monkeypatch: pytest.Monkey
         scope.start(service.serve())
         stream = await client(service)
         assert await ask(stream, b"late") == b"late"
-        states = [event for event in service.events if "failed" in event]
+        states = [event for _, event in service.events if "failed" in event]
         assert len(states) == 2
         assert service.state is State.READY
         assert service.last_error is None
@@ -352,5 +354,36 @@ def test_an_association_is_recorded_and_a_look_is_not() -> None:
             stream.abort()
         await stop(service, scope)
         assert len([line for line in lines.written if b">-<" in line]) == 1
+
+    run(body())
+
+
+def test_the_status_is_what_gosts_api_shows() -> None:
+    async def body() -> None:
+        quota = Quota("q", Terms(10))
+        books = ServiceBooks("test", quotas=[quota], shown=True)
+        service, scope = await started(Policies(quotas=(quota,), books=books))
+        stream = await client(service)
+        assert await ask(stream, b"01234") == b"01234"
+        status = service.status()
+        assert [event["msg"].split(" is ")[1].split(" on ")[0] for event in status["events"]] == [  # type: ignore[attr-defined]
+            "running",
+            "listening",
+            "ready",
+        ]
+        assert (status["state"], status["stoppedByLimit"]) == ("ready", True)
+        assert status["stats"] == {
+            "totalConns": 1,
+            "currentConns": 1,
+            "inputBytes": 5,
+            "outputBytes": 5,
+            "totalErrs": 0,
+        }
+        shown = {"name": "q", "used": 10, "limit": 10, "active": True, "blocked": True, "direction": "total"}
+        assert status["quotas"] == [shown]
+        assert await stream.receive() == b""  # what a quota does not allow any more is cut
+        stream.abort()
+        await stop(service, scope)
+        assert "stats" not in ServiceBooks("test").status()
 
     run(body())

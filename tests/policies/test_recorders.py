@@ -8,9 +8,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +34,7 @@ from gostnet.policies.recorders import (
     Use,
     stamp,
 )
-
-MIB = 1 << 20
+from gostnet.testing.receiver import receiving
 
 
 def record(data: bytes, metadata: dict[str, Any] | None = None) -> Record:
@@ -174,69 +171,14 @@ def test_a_tcp_record_is_a_connection_of_its_own() -> None:
         sink.write([record(b"three")])
 
 
-class Seen(ThreadingHTTPServer):
-    """Answers with `status` and `answer`; remembers what it was sent. With `drops` it closes without saying so."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.status = 200
-        self.answer = b'{"ok":true}'
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        self.peers: set[Any] = set()
-        self.drops = False
-        self.dropped = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/in?key=1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Seen
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append((self.path, dict(self.headers), body))
-        self.server.peers.add(self.client_address)
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", str(len(self.server.answer)))
-        self.end_headers()
-        self.wfile.write(self.server.answer)
-        self.close_connection = self.server.drops
-
-    def finish(self) -> None:
-        super().finish()
-        self.server.dropped.set()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def seen() -> Iterator[Seen]:
-    server = Seen()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_http_records_are_posted_over_one_connection() -> None:
-    with seen() as server:
+    with receiving() as server:
         sink = HTTPSink(Poster(server.url, headers={"X-Key": "k"}))
         sink.write([record(b'{"a":1}'), record(b"two")])
-        assert [(path, body) for path, _, body in server.requests] == [("/in?key=1", b'{"a":1}'), ("/in?key=1", b"two")]
-        headers = server.requests[0][1]
+        assert [(it.path, it.body) for it in server.posted] == [("/in?key=1", b'{"a":1}'), ("/in?key=1", b"two")]
+        headers = server.posted[0].headers
         assert (headers["Content-Type"], headers["X-Key"]) == ("application/json", "k")
-        assert len(server.peers) == 1
+        assert len({it.peer for it in server.posted}) == 1
         server.status = 400
         with pytest.raises(PostError, match="status 400"):
             sink.write([record(b"three")])
@@ -244,10 +186,10 @@ def test_http_records_are_posted_over_one_connection() -> None:
 
 
 def test_a_plugin_gets_base64_and_must_say_ok() -> None:
-    with seen() as server:
+    with receiving() as server:
         sink = PluginSink(Poster(server.url))
         sink.write([record(b"data", {"http.body": True}), record(b"more")])
-        bodies = [json.loads(body) for _, _, body in server.requests]
+        bodies = [json.loads(it.body) for it in server.posted]
         assert [base64.b64decode(body["data"]) for body in bodies] == [b"data", b"more"]
         assert base64.b64decode(bodies[0]["metadata"]) == b'{"http.body":true}'
         assert bodies[1]["metadata"] == "bnVsbA=="
@@ -258,14 +200,14 @@ def test_a_plugin_gets_base64_and_must_say_ok() -> None:
 
 
 def test_a_kept_connection_that_the_server_closed_is_made_again() -> None:
-    with seen() as server:
+    with receiving() as server:
         poster = Poster(server.url)
         server.drops = True
         assert poster.post(b"one")[0] == 200
         assert server.dropped.wait(10)
         server.drops = False
         assert poster.post(b"two")[0] == 200
-        assert len(server.peers) == 2
+        assert len({it.peer for it in server.posted}) == 2
         poster.close()
     with pytest.raises(PostError, match="refused"):
         poster.post(b"three")
