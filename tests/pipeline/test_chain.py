@@ -96,6 +96,14 @@ def test_c08_a_node_that_refuses_is_marked_with_its_chain_and_no_other() -> None
     assert (first.marker.failures, second.marker.failures, routes.marker.failures) == (1, 0, 1)
 
 
+def test_c12_success_forgives_the_chain_as_well() -> None:
+    direct = Direct()
+    routes = Chain("c", [Hop("h", [node("a", 1)])], direct)
+    routes.marker.mark(0.0)
+    way(ServiceRouter(direct, routes))
+    assert routes.marker.failures == 0
+
+
 def test_r03_r05_retries_are_attempts_after_the_first() -> None:
     direct = Direct(dead=("192.0.2.1:1",))
     only = node("a", 1)
