@@ -229,6 +229,7 @@ class Assembler:
             by_client=options.enable_stats or by_client is not None,
             reporters=reporters,
             layered=bool(listener.layers),
+            prefaced=listener.preface is not None,
             shown=options.enable_stats,
             before=known if isinstance(known, ServiceBooks) else None,
         )

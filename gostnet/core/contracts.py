@@ -128,6 +128,9 @@ class Books(Protocol):
     def enter(self, flow: Flow, conn: Any) -> Entry:
         """Note a connection that was accepted, before anybody has decided about it."""
 
+    def announced(self, flow: Flow) -> None:
+        """Note for whom a connection speaks, where only a preface tells it."""
+
     def become(self, state: str, message: str) -> None:
         """Note a change of the service's state."""
 

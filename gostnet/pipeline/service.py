@@ -202,6 +202,8 @@ class Service:
     def _ask(self, flow: Flow) -> None:
         """Ask who decides by the client's address, once a preface has told it. Raise PolicyDenied."""
         policies = self.policies
+        if policies.books is not None:
+            policies.books.announced(flow)
         if not admitted(policies.admissions, flow.client):
             raise PolicyDenied(f"{flow.client} is not admitted")
         if policies.requests is not None and not policies.requests.allow(flow.client):

@@ -332,12 +332,15 @@ class Records:
         return bool(self._dial or self._dial_error or self._handler)
 
     def accepted(self, flow: Flow, ends: tuple[Endpoint, Endpoint]) -> None:
-        """Record who comes; prepare the record of what becomes of it. `ends` are (remote, local) of the connection."""
-        if self._client is not None:
-            self._client.put(flow.client.host.encode())
+        """Prepare the record of what becomes of a connection, whose ends are (remote, local)."""
         if self._handler is not None:
             begun = time.time()
             flow.details = Details(partial(self._emit, self._handler, flow, ends, begun))
+
+    def came(self, flow: Flow) -> None:
+        """Record who comes."""
+        if self._client is not None:
+            self._client.put(flow.client.host.encode())
 
     def dialling(self, flow: Flow, target: Endpoint) -> None:
         """Record a target."""

@@ -85,6 +85,7 @@ class ServiceBooks:
     """The books of one service: what its connections move, for status, observers, records and quotas.
 
     layered    the sockets carry TLS or the like, so their bytes are not those that a handler sees
+    prefaced   who a client is will be announced
     shown      the service's status has the counters
     stats      of the service
     clients    by client id, "" for those without; None where nobody wants them
@@ -99,6 +100,7 @@ class ServiceBooks:
         by_client: bool = False,
         reporters: Sequence[Reporter] = (),
         layered: bool = False,
+        prefaced: bool = False,
         shown: bool = False,
         before: ServiceBooks | None = None,
     ) -> None:
@@ -111,6 +113,7 @@ class ServiceBooks:
         self.quotas = tuple(quotas)
         self._records = records
         self._layered = layered
+        self._prefaced = prefaced
         self._shown = shown
         self._reporters = tuple(reporters)
         self._open: dict[int, _Entry] = {} if before is None else before._open
@@ -124,6 +127,8 @@ class ServiceBooks:
         self._open[id(entry)] = entry
         if self._records is not None:
             self._records.accepted(flow, (entry.remote, entry.local))
+            if not self._prefaced:
+                self._records.came(flow)
         if self.quotas:
             # A device has one flow for everything, which must outlive a reset: its packets are dropped instead.
             cuts = not isinstance(conn, Packets)
@@ -131,6 +136,11 @@ class ServiceBooks:
             for quota in self.quotas:
                 quota.shape(shapers, cuts=cuts)
         return entry
+
+    def announced(self, flow: Flow) -> None:
+        """Record who a client is."""
+        if self._records is not None:
+            self._records.came(flow)
 
     def become(self, state: str, message: str) -> None:
         """Tell the observer of the service's state."""

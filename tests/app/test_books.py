@@ -182,6 +182,61 @@ def test_a_quota_counts_dialogues_and_dns(start: Start, servers: Servers, tmp_pa
     assert found["dns"]["used"] == 12 + 17
 
 
+def test_a_quota_ends_associations_too(start: Start, servers: Servers, tmp_path: Path) -> None:
+    service = {
+        **forwarder("s", servers.endpoint("echo/udp"), quotas=["q"]),
+        "handler": {"type": "udp"},
+        "listener": {"type": "udp", "metadata": {"keepalive": True, "ttl": "60s"}},
+    }
+    config = {
+        "services": [service],
+        "quotas": [{"name": "q", "limit": "150B", "direction": "in", "store": {"file": str(tmp_path / "q.json")}}],
+        "log": {"level": "debug"},
+    }
+    process = start("-C", json.dumps(config))
+    place = listening(process, "s")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((place.host, place.port))
+        sock.settimeout(10)
+        sock.send(b"a" * 100)
+        assert sock.recv(1000) == b"a" * 100
+        sock.send(b"b" * 100)  # does not fit, and is not cut into a part that does
+        sock.send(b"c" * 50)
+        assert sock.recv(1000) == b"c" * 50
+        sock.send(b"d")
+        process.wait_for(lambda line: "is used up" in line)
+        sock.send(b"e")
+        process.wait_for(lambda line: "is used up" in line and '"level":"debug"' in line)
+    process.stop()
+    assert json.loads((tmp_path / "q.json").read_text())["q"]["used"] == 150
+
+
+def test_q08_a_quota_that_leaves_the_configuration_lets_everybody_go_on(
+    start: Start, servers: Servers, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.yaml"
+    place = Endpoint("127.0.0.1", free_port())
+    service = {**forwarder("s", servers.endpoint("echo/tcp")), "addr": str(place)}
+    uses = [{"name": "f", "record": "recorder.service.handler"}]
+    quota = {"name": "q", "limit": "10B", "store": {"file": str(tmp_path / "q.json")}}
+    recorders = [{"name": "f", "file": {"path": str(tmp_path / "records"), "sep": "\n"}}]
+    with_quota = {"services": [{**service, "quotas": ["q"], "recorders": uses}], "quotas": [quota]}
+    path.write_text(yaml.safe_dump({**with_quota, "recorders": recorders}))
+    process = start("-C", str(path))
+    with connect(None, place) as sock:
+        sock.sendall(b"1234")
+        assert sock.recv(10) == b"1234"
+        path.write_text(yaml.safe_dump({"services": [{**service, "recorders": uses}], "recorders": recorders}))
+        process.send(signal.SIGHUP)
+        process.wait_for("config reloaded")
+        sock.sendall(b"5" * 100)
+        assert sock.recv(100) == b"5" * 100
+        client = sock.getsockname()[1]
+    # Its recorder is in both configurations, so what began before the reload is recorded after it.
+    (record,) = records(tmp_path, 1)
+    assert (record["client"], record["inputBytes"]) == (f"127.0.0.1:{client}", 104)
+
+
 # ---- observers -----------------------------------------------------------------------------------
 def test_e01_e02_e05_an_observer_is_told_of_states_and_of_both_kinds_of_counters(
     start: Start, servers: Servers

@@ -243,6 +243,7 @@ def test_addresses_are_recorded_when_they_come_up() -> None:
     records, sink, recorder = recorded(CLIENT, DIAL, DIAL_ERROR)
     flow = flow_to(Endpoint("example.com", 80))
     records.accepted(flow, ENDS)
+    records.came(flow)
     assert flow.details is None
     records.dialling(flow, Endpoint("example.com", 80))
     records.failed(flow, Endpoint("example.com", 80))

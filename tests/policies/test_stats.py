@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from gostnet.policies.build import FINISH, Build
 from gostnet.policies.observer import Events, Reporter
 from gostnet.policies.post import PostError
 from gostnet.policies.quota import Quota, Terms
+from gostnet.policies.recorders import CLIENT, Record, Recorder, Records, Use
 from gostnet.policies.stats import Reading, ServiceBooks, Stats, is_fault
 
 
@@ -286,3 +288,27 @@ def test_e08_an_observer_that_hangs_holds_nobody_up() -> None:
         assert asyncio.get_running_loop().time() - begun < FINISH + 1
 
     run(main())
+
+
+def test_a_client_is_recorded_when_it_is_known() -> None:
+    class Kept:
+        data: list[bytes]
+
+        def write(self, records: Sequence[Record]) -> None:
+            self.data += [item.data for item in records]
+
+        def close(self) -> None:
+            pass
+
+    for prefaced in (False, True):
+        sink = Kept()
+        sink.data = []
+        recorder = Recorder("r", sink)
+        books = ServiceBooks("s", records=Records("s", {CLIENT: Use(recorder, {})}), prefaced=prefaced)
+        flow, entry = begun(books)
+        if prefaced:
+            flow.client = Endpoint("203.0.113.9", 1)
+            books.announced(flow)
+        entry.leave()
+        recorder.close()
+        assert sink.data == [b"203.0.113.9" if prefaced else b"192.0.2.1"]
