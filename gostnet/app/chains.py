@@ -317,6 +317,16 @@ class Chains:
         forwarder = section.forwarder
         if forwarder is None:
             return None
+        if isinstance(egress, ServiceRouter):
+            # The same way, but no probe is a connection of the service's: nobody limits or records it.
+            egress = ServiceRouter(
+                egress.direct,
+                egress.chains,
+                bypass=egress.bypass,
+                hosts=egress.hosts,
+                resolver=egress.resolver,
+                timeout=egress.timeout,
+            )
         if forwarder.hop_group is not None:
             return self._hop_group(section, forwarder.hop_group, egress)
         if forwarder.hop or forwarder.name:
