@@ -704,3 +704,28 @@ def test_whatever_can_be_read_can_be_checked(pair: tuple[str, Any]) -> None:
     assert isinstance(config, Config)
     for finding in check(config, catalog("kcp")):
         assert str(finding).startswith("f:1:")
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "finding"),
+    [
+        ("R11", "services: [{name: s, handler: {chain: nope}}]", "no chain is named 'nope'"),
+        (
+            "G06",
+            "services: [{name: s, handler: {chainGroup: {chains: [{chain: c, matcher: {rule: x}}]}}}]",
+            "there is no function 'x'",
+        ),
+        (
+            "G08",
+            "services: [{name: s, handler: {chainGroup: {chains: [c], selector: {strategy: parallel}}}}]",
+            "'parallel' works among nodes only",
+        ),
+        (
+            "P04",
+            "hops: [{name: h, nodes: [{name: n, addr: 'h:1', probe: {type: http}}]}]",
+            "has no addr; nothing would be probed",
+        ),
+    ],
+)
+def test_routes_that_gost_would_get_wrong_are_errors(row: str, text: str, finding: str) -> None:
+    assert any(": error: " in line and finding in line for line in findings(text)), row

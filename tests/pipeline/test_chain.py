@@ -104,6 +104,23 @@ def test_c12_success_forgives_the_chain_as_well() -> None:
     assert routes.marker.failures == 0
 
 
+def test_c13_a_node_without_an_address_is_what_the_one_before_it_makes_of_that() -> None:
+    direct = Direct()
+    second = node("b", 2)
+    second.address = Endpoint("", 0)
+    routes = Chain("c", [Hop("h", [node("a", 1)]), Hop("i", [second])], direct)
+    assert way(ServiceRouter(direct, routes)) == ("tcp 192.0.2.1:1", "a :0", f"b {TARGET}")
+
+
+def test_r01_an_attempt_may_take_fifteen_seconds() -> None:
+    direct = Direct()
+    router = ServiceRouter(direct, Chain("c", [Hop("h", [slow("a", 1, 14.9)])], direct))
+    assert virtual_way(router)[0] == "tcp 192.0.2.1:1"
+    router = ServiceRouter(direct, Chain("c", [Hop("h", [slow("a", 1, 15.1)])], direct))
+    with pytest.raises(DialTimeout, match="15s"):
+        virtual_way(router)
+
+
 def test_r03_r05_retries_are_attempts_after_the_first() -> None:
     direct = Direct(dead=("192.0.2.1:1",))
     only = node("a", 1)

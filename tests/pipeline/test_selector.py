@@ -80,7 +80,11 @@ def test_l03_random_follows_weights() -> None:
 
 @pytest.mark.parametrize(
     ("source", "count", "index"),
-    [("127.0.0.1", 2, 0), ("127.0.0.1", 3, 2), ("192.168.1.1", 2, 1), ("10.0.0.1", 3, 2), ("u1", 2, 0), ("u1", 3, 2)],
+    [
+        *(("127.0.0.1", 2, 0), ("127.0.0.1", 3, 2), ("192.168.1.1", 2, 1), ("192.168.1.1", 3, 0)),
+        *(("10.0.0.1", 2, 1), ("10.0.0.1", 3, 2), ("example.com:443", 2, 0), ("example.com:443", 3, 0)),
+        *(("u1", 2, 0), ("u1", 3, 2)),
+    ],
 )
 def test_l05_to_l09_hash_of_the_source(source: str, count: int, index: int) -> None:
     flow = Flow()
@@ -92,6 +96,13 @@ def test_l04_l10_the_client_id_decides() -> None:
     flow = Flow(client=Endpoint("127.0.0.1", 1))
     flow.user = "test-client"
     assert Hash().pick(flow, nodes(5)).name == f"n{crc32(b'test-client') % 5}"
+
+
+def test_l14_weights_of_nothing_are_equal() -> None:
+    items = [node("a", 1, weight=0), node("b", 2, weight=0)]
+    strategy = Random(random.Random(1))
+    picked = Counter(strategy.pick(Flow(), items).name for _ in range(1000))
+    assert 400 < picked["a"] < 600
 
 
 def test_l19_backups_wait_for_the_last_primary() -> None:
