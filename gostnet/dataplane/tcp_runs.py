@@ -13,7 +13,8 @@ the segments, so a segment that was damaged before it entered the tunnel makes t
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from ..core.stream import Buffer
 
@@ -22,6 +23,9 @@ HEADER_SIZE = 10
 
 PLAIN = bytes(HEADER_SIZE)
 """The header of a packet that is one."""
+
+Run: TypeAlias = list[Buffer]
+"""What is written at once: the header, then a packet, or the headers of a run and the payload of each segment."""
 
 MOST_SEGMENTS = 64
 _LARGEST = 65535
@@ -35,7 +39,7 @@ _ACK, _PUSH = 0x10, 0x08
 class _Layout:
     """Where things are in headers of one length, seen as one number: shifts, and what has to be equal."""
 
-    __slots__ = ("address_start", "ip", "length_shift", "mask", "push", "sequence_shift")
+    __slots__ = ("_size", "_trains", "address_start", "ip", "length_shift", "mask", "push", "sequence_shift")
 
     def __init__(self, version: int, size: int) -> None:
         self.ip = 20 if version == 4 else 40
@@ -52,68 +56,102 @@ class _Layout:
             # Identification (RFC 6864: of no meaning for packets that must not be fragmented) and header checksum.
             differing |= 0xFFFF << shift(6) | 0xFFFF << shift(12)
         self.mask = (1 << size * 8) - 1 ^ differing
+        self._size = size
+        self._trains: dict[int, tuple[int, int]] = {}  # by the number of packets, of which there are at most 64
+
+    def sum_of_run(self, packets: Sequence[Buffer], alike: int, payload: int) -> tuple[int, int] | None:
+        """Return the sum of the headers, and PSH of the last one, if packets of one size are a run, else None.
+
+        All headers are seen as one number: what has to be equal to the first one (`alike`), with the sequence numbers
+        that follow from it. A shift by a header is one by an even number of bytes, which sums do not mind.
+        """
+        count, size = len(packets), self._size
+        known = self._trains.get(count)
+        if known is None:
+            bits = size * 8
+            mask = steps = 0
+            for index in range(count):
+                mask = mask << bits | self.mask | (self.push if index < count - 1 else 0)
+                steps = steps << bits | index << self.sequence_shift
+            known = self._trains[count] = (mask, steps)
+        fields = int.from_bytes(b"".join([packet[:size] for packet in packets]), "big")
+        wanted = int.from_bytes(alike.to_bytes(size, "big") * count, "big") + payload * known[1]
+        if fields & known[0] != wanted:
+            return None
+        return fields % 65535, packets[-1][self.ip + 13] & _PUSH
 
 
 _layouts: dict[tuple[int, int], _Layout] = {}
 
 
-def join_runs(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
+def packets_of(run: Run) -> int:
+    """Return how many packets are in a run."""
+    return max(1, len(run) - 2)
+
+
+def join_runs(packets: Sequence[Buffer]) -> Iterator[Run]:
     """Yield what to write to the device, in order and each with its header in front: packets as they are, or runs.
 
     Packets that are not plain segments (fragments, options of IPv4, extension headers, anything but ACK and PSH, no
     payload) pass as they are. The order within a flow is kept, and that between flows too.
     """
     number = int.from_bytes
-    run: list[Buffer] = []
-    first: Buffer = b""
-    layout: _Layout | None = None
-    header = size = 0
-    expected = step = total = psh = most = 0
-    for packet in packets:
-        length = len(packet)
-        if layout is not None:
-            if length <= size and header < length:
-                fields = number(packet[:header], "big")
-                wanted = expected if length == size else expected - (size - length << layout.length_shift)
-                if fields & layout.mask == wanted:
-                    run.append(packet[header:])
-                    total += fields
-                    expected += step
-                    psh = fields & layout.push
-                    if psh or length < size or len(run) >= most:
-                        yield _joined(first, run, header, size, total, psh, layout)
-                        layout = None
-                    continue
-            if len(run) > 1:
-                yield _joined(first, run, header, size, total, psh, layout)
-            else:
-                yield [PLAIN, first]
-            layout = None
-        header = _header_of(packet, length)
-        payload = length - header
+    count = len(packets)
+    start = doubtful = 0
+    while start < count:
+        first = packets[start]
+        size = len(first)
+        header = _header_of(first, size)
+        payload = size - header
         # A piece of odd length would shift the sums of those behind it by a byte.
         if not header or payload <= 0 or payload & 1:
-            yield [PLAIN, packet]
+            yield [PLAIN, first]
+            start += 1
             continue
-        version = packet[0] >> 4
-        found = _layouts.get((version, header))
-        if found is None:
-            found = _layouts[version, header] = _Layout(version, header)
-        total = number(packet[:header], "big")
-        if total & found.push:
-            yield [PLAIN, packet]
+        version = first[0] >> 4
+        layout = _layouts.get((version, header))
+        if layout is None:
+            layout = _layouts[version, header] = _Layout(version, header)
+        total = number(first[:header], "big")
+        if total & layout.push:
+            yield [PLAIN, first]
+            start += 1
             continue
-        layout, first, size = found, packet, length
-        run = [packet[header:]]
+        limit = min(count, start + min(MOST_SEGMENTS, (_LARGEST - header) // payload))
+        mask = layout.mask
+        alike = total & mask
         step = payload << layout.sequence_shift
-        expected = (total & layout.mask) + step
-        most = min(MOST_SEGMENTS, (_LARGEST - header) // payload)
-        psh = 0
-    if layout is not None:
-        if len(run) > 1:
-            yield _joined(first, run, header, size, total, psh, layout)
+        push = 0
+        end = start + 1
+        # 1. all that are of this size at once: mostly they are one run
+        if start >= doubtful:
+            while end < limit and len(packets[end]) == size:
+                end += 1
+            found = layout.sum_of_run(packets[start:end], alike, payload) if end - start > 2 else None
+            if found is None:
+                doubtful, end = end, start + 1
+            else:
+                total, push = found
+        # 2. one by one: behind those the shorter last one, or else as many as there are
+        while end < limit and not push:
+            packet = packets[end]
+            length = len(packet)
+            if not header < length <= size:
+                break
+            fields = number(packet[:header], "big")
+            if fields & mask != alike + (end - start) * step - (size - length << layout.length_shift):
+                break
+            total += fields
+            push = fields & layout.push
+            end += 1
+            if length < size:
+                break
+        if end - start > 1:
+            pieces = [packet[header:] for packet in packets[start:end]]
+            yield _joined(first, pieces, header, size, total, push, layout)
         else:
             yield [PLAIN, first]
+        start = end
 
 
 def _header_of(packet: Buffer, length: int) -> int:
@@ -137,9 +175,7 @@ def _header_of(packet: Buffer, length: int) -> int:
     return start + words * 4
 
 
-def _joined(
-    first: Buffer, run: list[Buffer], header: int, size: int, total: int, psh: int, layout: _Layout
-) -> list[Buffer]:
+def _joined(first: Buffer, run: list[Buffer], header: int, size: int, total: int, push: int, layout: _Layout) -> Run:
     """Return a run as one packet with its header in front. `total` is the sum of the headers, as numbers.
 
     All sums are modulo 65535, which is what the Internet checksum (RFC 1071) is: a header of an even length, read as
@@ -167,7 +203,7 @@ def _joined(
         head[10:12] = (0xFFFF - int.from_bytes(head[:ip], "big") % 65535).to_bytes(2, "big")
     else:
         head[4:6] = (tcp + payload).to_bytes(2, "big")
-    if psh:
+    if push:
         head[ip + 13] |= _PUSH
     head[ip + 16 : ip + 18] = b"\0\0"
     whole = int.from_bytes(head[ip:], "big") + addresses + _TCP + tcp + payload + payloads

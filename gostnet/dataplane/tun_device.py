@@ -13,7 +13,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, cast
 
 from ..core.errors import ConfigError, ConnError, KernelError
@@ -21,7 +21,7 @@ from ..core.packets import NO_SETUP, Medium, Packets, Setup
 from ..core.sockets import Readiness
 from ..core.stream import Buffer
 from .arena import slots
-from .tcp_runs import HEADER_SIZE, join_runs
+from .tcp_runs import HEADER_SIZE, Run, join_runs, packets_of
 
 _PATH = "/dev/net/tun"
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
@@ -245,7 +245,7 @@ class TunDevice(Packets):
         if self.closed:
             raise ConnError("closed by this side")
         if self.joins:
-            self._send_joined(batch)
+            self.send_runs(join_runs(batch))
             return
         fd, write = self._fd, os.write
         refused = 0
@@ -259,18 +259,22 @@ class TunDevice(Packets):
         self.sent += len(batch) - refused
         self.dropped += refused
 
-    def _send_joined(self, batch: Sequence[Buffer]) -> None:
+    def send_runs(self, runs: Iterable[Run]) -> None:
+        """Give the kernel what `join_runs` made; only for a device that joins."""
+        if self.closed:
+            raise ConnError("closed by this side")
         fd, write = self._fd, os.writev
-        refused = 0
-        for pieces in join_runs(batch):
+        count = refused = 0
+        for run in runs:
+            packets = packets_of(run)
+            count += packets
             try:
-                write(fd, pieces)
+                write(fd, run)
             except OSError as exc:
                 if exc.errno in _GONE:
                     raise self._error(exc) from exc
-                # One that is alone, or one for each piece behind virtio header and headers.
-                refused += max(1, len(pieces) - 2)
-        self.sent += len(batch) - refused
+                refused += packets
+        self.sent += count - refused
         self.dropped += refused
 
     def _error(self, exc: OSError) -> ConnError:

@@ -119,6 +119,30 @@ def test_random_runs_have_right_sums(version: int) -> None:
 
 
 @VERSIONS
+@pytest.mark.parametrize("where", range(8))
+def test_a_push_ends_a_run(version: int, where: int) -> None:
+    packets = train(version, (500,) * 8)
+    packets[where] = segment(version, payload_of(packets[where]), 1000 + 500 * where, flags=0x18)
+    written = joined(packets)
+    assert all(valid(whole) for _, whole in written)
+    first = b"".join(map(payload_of, packets[: where + 1] if where else packets[:1]))
+    assert payload_of(written[0][1]) == first
+    assert b"".join(payload_of(whole) for _, whole in written) == b"".join(map(payload_of, packets))
+
+
+@VERSIONS
+@pytest.mark.parametrize("where", range(1, 8))
+def test_one_that_does_not_fit_divides_a_run(version: int, where: int) -> None:
+    packets = train(version, (500,) * 8)
+    packets[where] = segment(version, payload_of(packets[where]), 1000 + 500 * where, window=1)
+    written = joined(packets)
+    assert all(valid(whole) for _, whole in written)
+    assert payload_of(written[0][1]) == b"".join(map(payload_of, packets[:where]))
+    assert written[1] == (PLAIN, packets[where])
+    assert b"".join(payload_of(whole) for _, whole in written) == b"".join(map(payload_of, packets))
+
+
+@VERSIONS
 def test_a_damaged_segment_is_not_healed(version: int) -> None:
     for where in (-1, -700, 30, 45):
         packets = train(version, (1000,) * 5)

@@ -16,6 +16,7 @@ from ...dataplane.framed import parts
 from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import within
 from . import codec
+from .delivery import Delivery
 from .engine import KernelPath
 from .path import Path
 
@@ -98,6 +99,7 @@ class ClientSession:
     ) -> None:
         self._flow = flow
         self._device = device
+        self._delivery = Delivery(device)
         self._upstream = upstream
         self._socket = upstream if isinstance(upstream, UdpSocket) else None
         self._trains = Trains(upstream) if isinstance(upstream, UdpSocket) else None
@@ -211,21 +213,17 @@ class ClientSession:
                 self._lead_kernel()
 
     async def _deliver(self, batch: Sequence[Buffer]) -> None:
-        liveness = self._liveness
-        shapers = self._flow.shapers.down if self._flow.shapers else ()
-        packets: list[Buffer] = []
+        liveness, delivery = self._liveness, self._delivery
+        limits = self._flow.shapers.down if self._flow.shapers else ()
         size = 0
         liveness.unanswered = False
-        for packet in batch:
+        for run, packets in delivery.runs(batch):
+            packet = packets[0]
             if len(packet) <= codec.HEADER:
                 if codec.is_answer(bytes(packet)):
                     liveness.answered(self._loop.time())
                     self._answered(bytes(packet))
-                continue
-            if packet[0] >> 4 not in (4, 6) or (shapers and not within((packet,), shapers)):
-                continue
-            size += len(packet)
-            packets.append(packet)
-        if packets:
-            await self._device.send(packets)
+            elif packet[0] >> 4 in (4, 6):
+                size += delivery.add(run, packets, limits)
+        await delivery.send()
         self._flow.meter.down += size

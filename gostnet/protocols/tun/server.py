@@ -18,6 +18,7 @@ from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import within
 from ...pipeline.handler import HandlerContext
 from . import codec, engine
+from .delivery import Delivery
 from .routes import PeerTable
 
 RECHECK = 10.0
@@ -51,6 +52,7 @@ class PeerServer:
         self._device = device
         self._carrier = carrier
         self._trains = Trains(carrier)
+        self._delivery = Delivery(device)
         self._p2p = p2p
         self._strict_wanted = strict_source
         self._own = frozenset(address.ip for address in device.setup.addresses)
@@ -145,31 +147,38 @@ class PeerServer:
     # ---- peers to device -------------------------------------------------------------------------
     async def from_peers(self) -> None:
         """Take registrations, pass packets on to other peers, and give the rest to the device."""
-        device, trains, meter = self._device, self._trains, self._flow.meter
+        trains, meter, delivery = self._trains, self._flow.meter, self._delivery
         while True:
             try:
-                batch = trains.receive_now()
                 packets: list[Buffer] = []
-                for train, stride, peer in batch:
-                    meter.down += self._sort(split(train, stride), peer, packets)
+                last: Sockaddr = ()
+                for train, stride, peer in trains.receive_now():
+                    if peer != last:
+                        if packets:
+                            meter.down += self._sort(packets, last)
+                        packets, last = [], peer
+                    packets += split(train, stride)
+                if packets:
+                    meter.down += self._sort(packets, last)
             except ConnError:
                 return
-            if packets:
-                await device.send(packets)
+            await delivery.send()
             if trains.drained:
                 await self._carrier.readiness.readable()
             else:
                 await asyncio.sleep(0)
 
-    def _sort(self, train: Sequence[Buffer], peer: Sockaddr, packets: list[Buffer]) -> int:
-        """Add to `packets` what is for the device, pass on what is for other peers; return the bytes of both."""
+    def _sort(self, packets: Sequence[Buffer], peer: Sockaddr) -> int:
+        """Let go to the device what is for it, pass on what is for other peers; return the bytes of both."""
         find, strict, p2p, shapers = self._peers.find, self._strict, self._p2p, self._flow.shapers
         limits = shapers.down if shapers is not None else ()
+        delivery = self._delivery
         size = 0
         last, other, refused = b"", None, False
-        run: list[Buffer] = []
-        run_other = None
-        for packet in train:
+        onward: list[Buffer] = []
+        onward_to = None
+        for run, of in delivery.runs(packets):
+            packet = of[0]
             length = len(packet)
             if length <= codec.HEADER:
                 if self._kernel is not None and packet == codec.OFFER:
@@ -191,17 +200,18 @@ class PeerServer:
                 last, half = ends, len(ends) // 2
                 refused = strict and find(ends[:half]) != peer
                 other = find(ends[half:]) if not p2p else None
-            if refused or (limits and not within((packet,), limits)):
+            if refused:
                 continue
-            size += length
             if other is None:
-                packets.append(packet)
+                size += delivery.add(run, of, limits)
                 continue
-            if other is not run_other:
-                self._pass_on(run, run_other)
-                run, run_other = [], other
-            run.append(packet)
-        self._pass_on(run, run_other)
+            if other is not onward_to:
+                self._pass_on(onward, onward_to)
+                onward, onward_to = [], other
+            passing = within(of, limits) if limits else of
+            size += sum(map(len, passing))
+            onward += passing
+        self._pass_on(onward, onward_to)
         return size
 
     def _pass_on(self, packets: Sequence[Buffer], peer: Sockaddr | None) -> None:
