@@ -11,8 +11,10 @@ from ...core.datagrams import Datagram, Datagrams
 from ...core.errors import ConnError, ProtocolError
 from ...core.flow import Flow
 from ...core.packets import Packets
+from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
 from ...dataplane.framed import parts
+from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import within
 from . import codec
 
@@ -36,13 +38,14 @@ class ClientSession:
         self._flow = flow
         self._device = device
         self._upstream = upstream
+        self._trains = Trains(upstream) if isinstance(upstream, UdpSocket) else None
         self._cipher = cipher
         self._period = period
         self._address = address
         self._test = codec.loop_test(address)
         self._target = flow.target or ANY
         self._turn = asyncio.Lock()
-        """Held while something is written: an association takes one writer at a time."""
+        """Held while something is written to an association that is no socket: it takes one writer at a time."""
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
 
@@ -68,32 +71,54 @@ class ClientSession:
             await asyncio.sleep(0)
 
     async def _send(self, batch: Sequence[Buffer]) -> None:
-        cipher, target = self._cipher, self._target
+        cipher, target, trains = self._cipher, self._target, self._trains
         if cipher is not None:
             batch = [cipher.seal(frame, os.urandom(cipher.salt_size)) for frame in batch]
+        if trains is not None:
+            sent = trains.send_from(batch, 0)
+            if sent < len(batch):
+                assert isinstance(self._upstream, UdpSocket)
+                await self._upstream.readiness.writable()
+                trains.send_from(batch, sent)
+            return
         async with self._turn:
             await self._upstream.send([Datagram(data, target) for data in batch])
 
     async def from_server(self) -> None:
         """Give the device what the server sends, until it closes."""
-        cipher, meter = self._cipher, self._flow.meter
+        trains = self._trains
+        if trains is None:
+            while batch := await self._upstream.receive():
+                await self._deliver([part for datagram in batch for part in parts(datagram)])
+            return
+        assert isinstance(self._upstream, UdpSocket)
+        while True:
+            try:
+                arrived = trains.receive_now()
+            except ConnError:
+                return  # this side has closed
+            if arrived:
+                await self._deliver([part for train, stride, _ in arrived for part in split(train, stride)])
+            if trains.drained:
+                await self._upstream.readiness.readable()
+
+    async def _deliver(self, datagrams: Sequence[Buffer]) -> None:
+        cipher = self._cipher
         shapers = self._flow.shapers.down if self._flow.shapers else ()
-        while batch := await self._upstream.receive():
-            frames: list[Buffer] = []
-            for datagram in batch:
-                for part in parts(datagram):
-                    try:
-                        frame = part if cipher is None else cipher.open(part)
-                    except ProtocolError:
-                        continue  # GOST: ends the session; anybody could then
-                    if len(frame) < codec.HEADER:
-                        continue
-                    self._heard = self._loop.time()
-                    if not (codec.is_loop_test(frame) and frame[:6] == self._address):
-                        frames.append(frame)
-            if shapers:
-                frames = within(frames, shapers)
-            if frames:
-                await self._device.send(frames)
-                meter.down += sum(map(len, frames))
-            await asyncio.sleep(0)
+        frames: list[Buffer] = []
+        for datagram in datagrams:
+            try:
+                frame = datagram if cipher is None else cipher.open(datagram)
+            except ProtocolError:
+                continue  # GOST: ends the session; anybody could then
+            if len(frame) < codec.HEADER:
+                continue
+            self._heard = self._loop.time()
+            if not (codec.is_loop_test(frame) and frame[:6] == self._address):
+                frames.append(frame)
+        if shapers:
+            frames = within(frames, shapers)
+        if frames:
+            await self._device.send(frames)
+            self._flow.meter.down += sum(map(len, frames))
+        await asyncio.sleep(0)

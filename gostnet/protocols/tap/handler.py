@@ -11,13 +11,14 @@ from typing import Any
 from ...core.address import Endpoint
 from ...core.datagrams import Datagrams
 from ...core.egress import Egress
-from ...core.errors import ProtocolError
+from ...core.errors import ConnError, ProtocolError
 from ...core.flow import Flow, Shapers
 from ...core.options import Bytes, Seconds, Secret, opt
 from ...core.packets import Packets
 from ...core.registry import component
 from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
+from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import as_client, first_ended, within
 from ...pipeline.handler import HandlerContext
 from ...pipeline.router import ServiceRouter
@@ -32,9 +33,6 @@ DEFAULT_TTL = 10.0
 
 SWEEP = 600.0
 """Seconds between two looks for peers that are gone."""
-
-_BATCH = 64
-"""Datagrams taken per turn."""
 
 
 @component("handler", "tap")
@@ -107,6 +105,7 @@ class _Server:
         self._flow = flow
         self._device = device
         self._carrier = carrier
+        self._trains = Trains(carrier)
         self._cipher = cipher
         self._log = context.log
         self._switch: Switch[tuple[Any, ...]] = Switch()
@@ -124,6 +123,7 @@ class _Server:
                 batch = within(batch, shapers.up)
             now = self._loop.time()
             size = 0
+            outgoing = _Runs()
             for frame in batch:
                 if len(frame) < codec.HEADER:
                     continue
@@ -131,8 +131,9 @@ class _Server:
                 peers = self._where(bytes(frame[:6]), None, now)
                 if peers:
                     size += len(frame)
-                    if not self._send(frame, peers):
-                        await self._carrier.readiness.writable()
+                    outgoing.add(frame, peers)
+            if not self._send(outgoing):
+                await self._carrier.readiness.writable()
             self._flow.meter.up += size
             await asyncio.sleep(0)
 
@@ -149,37 +150,33 @@ class _Server:
 
     async def from_peers(self) -> None:
         """Learn who is where, pass frames on to other peers, and give the device those that may be behind it."""
-        device, carrier, meter = self._device, self._carrier, self._flow.meter
-        recvfrom, shapers = carrier.sock.recvfrom, self._flow.shapers
+        device, carrier, meter, shapers = self._device, self._carrier, self._flow.meter, self._flow.shapers
         while True:
+            try:
+                trains = self._trains.receive_now()
+            except ConnError:
+                return  # the socket has been closed
             frames: list[Buffer] = []
-            count = size = 0
+            outgoing = _Runs()
+            size = 0
             now = self._loop.time()
-            for count in range(1, _BATCH + 1):
-                try:
-                    datagram, peer = recvfrom(65535)
-                except (BlockingIOError, InterruptedError):
-                    count -= 1
-                    break
-                except OSError:
-                    if carrier.readiness.fd < 0:
-                        return
-                    continue
-                frame = self._taken(datagram, peer, now)
-                if frame is None or (shapers is not None and shapers.down and not within((frame,), shapers.down)):
-                    continue
-                size += len(frame)
-                destination = frame[:6]
-                group = codec.is_group(destination)
-                peers = self._where(destination, peer, now)
-                if peers:
-                    self._send(frame, peers)
-                if group or self._may_be_here(destination, now):
-                    frames.append(frame)
+            for train, stride, peer in trains:
+                for datagram in split(train, stride):
+                    frame = self._taken(datagram, peer, now)
+                    if frame is None or (shapers is not None and shapers.down and not within((frame,), shapers.down)):
+                        continue
+                    size += len(frame)
+                    destination = bytes(frame[:6])
+                    peers = self._where(destination, peer, now)
+                    if peers:
+                        outgoing.add(frame, peers)
+                    if codec.is_group(destination) or self._may_be_here(destination, now):
+                        frames.append(frame)
+            self._send(outgoing)
             if frames:
                 await device.send(frames)
             meter.down += size
-            if count < _BATCH:
+            if self._trains.drained:
                 await carrier.readiness.readable()
             else:
                 await asyncio.sleep(0)
@@ -196,14 +193,15 @@ class _Server:
         except KeyError:
             return True
 
-    def _taken(self, datagram: bytes, peer: tuple[Any, ...], now: float) -> bytes | None:
+    def _taken(self, datagram: memoryview, peer: tuple[Any, ...], now: float) -> Buffer | None:
         """Return the frame in a datagram once its source is known to be at `peer`; None if it goes no further."""
+        frame: Buffer = datagram
         if self._cipher is not None:
             try:
-                datagram = self._cipher.open(datagram)
+                frame = self._cipher.open(datagram)
             except ProtocolError:
                 return None
-        if len(datagram) < codec.HEADER or datagram[6] & 1:
+        if len(frame) < codec.HEADER or codec.is_group(frame[6:12]):
             return None  # nobody has the address of a group
         new = self._switch.heard(peer, now)
         if new is None:
@@ -214,22 +212,36 @@ class _Server:
         if new:
             self._crowded = False
             self._log.info(f"{self._device.name}: a peer at {Endpoint.from_sockaddr(peer)}")
-        self._switch.learn(datagram[6:12], peer, now)
-        if codec.is_loop_test(datagram):
-            self._send(datagram, (peer,))
+        self._switch.learn(bytes(frame[6:12]), peer, now)
+        if codec.is_loop_test(frame):
+            back = _Runs()
+            back.add(frame, (peer,))
+            self._send(back)
             return None
-        return datagram
+        return frame
 
-    def _send(self, frame: Buffer, peers: Sequence[tuple[Any, ...]]) -> bool:
-        """Send a frame to peers, now or not at all; False if the socket is full."""
-        cipher, sendto = self._cipher, self._carrier.sock.sendto
-        # The same datagram for all: who has the key reads the frame anyway.
-        data = frame if cipher is None else cipher.seal(frame, os.urandom(cipher.salt_size))
-        for peer in peers:
-            try:
-                sendto(data, peer)
-            except (BlockingIOError, InterruptedError):
-                return False
-            except OSError:
-                pass  # this peer cannot be reached now, or not with a frame of this size
+    def _send(self, outgoing: _Runs) -> bool:
+        """Send frames to their peers, now or not at all; False if the socket is full."""
+        cipher, send = self._cipher, self._trains.send_from
+        for frames, peers in outgoing.runs:
+            # The same datagram for all: who has the key reads the frame anyway.
+            data = frames if cipher is None else [cipher.seal(f, os.urandom(cipher.salt_size)) for f in frames]
+            for peer in peers:
+                if send(data, 0, peer) < len(data):
+                    return False
         return True
+
+
+class _Runs:
+    """Frames on their way out, those next to each other with the same peers together."""
+
+    __slots__ = ("runs",)
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[list[Buffer], Sequence[tuple[Any, ...]]]] = []
+
+    def add(self, frame: Buffer, peers: Sequence[tuple[Any, ...]]) -> None:
+        if self.runs and self.runs[-1][1] == peers:
+            self.runs[-1][0].append(frame)
+        else:
+            self.runs.append(([frame], peers))
