@@ -10,7 +10,7 @@ from ..core.address import Endpoint
 from ..core.contracts import Hosts, Resolver
 from ..core.datagrams import Datagram, Datagrams
 from ..core.egress import Egress
-from ..core.errors import GostnetError, ResolveError
+from ..core.errors import DialError, GostnetError, ResolveError
 from ..core.flow import Flow
 from ..core.sockets import UdpSocket
 from ..core.stream import Stream
@@ -47,6 +47,23 @@ async def addresses_of(host: str, hosts: Hosts | None, resolver: Resolver | None
     return ()
 
 
+async def other_addresses(
+    host: str, hosts: Hosts | None, resolver: Resolver | None, known: Sequence[str]
+) -> Sequence[str]:
+    """Return the addresses of `host` in the family that `known` has none of: for when those do not lead anywhere.
+
+    A resolver gives those of the family that it prefers, so that usually one question is enough. () for none.
+    """
+    six = [":" in address for address in known]
+    if resolver is None or not six or len(set(six)) > 1 or (hosts is not None and hosts.lookup(host)):
+        return ()
+    try:
+        found = await resolver.resolve(host, 4 if six[0] else 6)
+    except ResolveError:
+        return ()
+    return [address for address in found if address not in known]
+
+
 async def resolved(address: Endpoint, hosts: Hosts | None, resolver: Resolver | None, family: int = 0) -> Endpoint:
     """Return `address` with its name made the first address of it: for messages, which have room for one."""
     found = await addresses_of(address.host, hosts, resolver, family)
@@ -68,7 +85,20 @@ class Named:
         found = await addresses_of(target.host, self._hosts, self._resolver)
         if not found:
             return await self._lower.connect(flow, target)
-        return await connect_any(lambda where: self._lower.connect(flow, where), found, target.port)
+
+        def dial(where: Endpoint) -> Awaitable[Stream]:
+            return self._lower.connect(flow, where)
+
+        tried = flow.tried
+        try:
+            return await connect_any(dial, found, target.port)
+        except DialError:
+            if flow.tried is not tried:
+                raise  # it was a node before this one that failed
+            other = await other_addresses(target.host, self._hosts, self._resolver, found)
+            if not other:
+                raise
+            return await connect_any(dial, other, target.port)
 
     async def associate(self, flow: Flow, target: Endpoint | None) -> Datagrams:
         """Open an association to the first address of `target` for which that works."""

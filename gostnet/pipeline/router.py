@@ -11,7 +11,16 @@ from ..core.address import ANY, Endpoint
 from ..core.contracts import Bypass, Dials, Hosts, Resolver, TrafficLimiter
 from ..core.datagrams import Datagrams
 from ..core.egress import Egress
-from ..core.errors import BypassDenied, DialRefused, DialTimeout, GostnetError, NoRoute, PolicyDenied, UpstreamRejected
+from ..core.errors import (
+    BypassDenied,
+    DialError,
+    DialRefused,
+    DialTimeout,
+    GostnetError,
+    NoRoute,
+    PolicyDenied,
+    UpstreamRejected,
+)
 from ..core.flow import Flow, Shapers
 from ..core.hub import current_hub
 from ..core.log import Logger, quiet
@@ -20,7 +29,7 @@ from ..core.tasks import deadline
 from . import chain
 from .destination import refuses_address
 from .direct import Direct
-from .names import AnyPeer, Renamed, addresses_of, associate_any
+from .names import AnyPeer, Renamed, addresses_of, associate_any, other_addresses
 from .race import connect_any
 
 T = TypeVar("T")
@@ -194,15 +203,31 @@ class ServiceRouter:
                 if self.hosts is not None or self.resolver is not None:
                     found = await addresses_of(target.host, self.hosts, self.resolver)
                     if found:
-                        permitted = self._permitted(flow, target, found)
-                        return await kind.any_of(
-                            lambda where: self._through(flow, where, kind, routes), permitted, target
-                        )
+                        return await self._to_any(flow, target, found, kind, routes)
                 return await self._through(flow, target, kind, routes)
         except TimeoutError as exc:
             for route in routes:
                 route.blame(flow)
             raise DialTimeout(f"{target or 'association'}: no answer within {self.timeout:g}s") from exc
+
+    async def _to_any(
+        self, flow: Flow, target: Endpoint, hosts: Sequence[str], kind: _Kind[T], routes: list[chain.Route]
+    ) -> T:
+        """Reach one of the addresses of `target`; when none leads anywhere, one of those in the other family."""
+        tried = flow.tried
+
+        def dial(where: Endpoint) -> Awaitable[T]:
+            return self._through(flow, where, kind, routes)
+
+        try:
+            return await kind.any_of(dial, self._permitted(flow, target, hosts), target)
+        except DialError:
+            if flow.tried is not tried:
+                raise  # it was a node that failed
+            other = await other_addresses(target.host, self.hosts, self.resolver, hosts)
+            if not other:
+                raise
+            return await kind.any_of(dial, self._permitted(flow, target, other), target)
 
     async def _through(self, flow: Flow, where: Endpoint | None, kind: _Kind[T], routes: list[chain.Route]) -> T:
         """Reach `where`, a name or one of its addresses, by the route that the chain gives for it."""

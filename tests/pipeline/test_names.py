@@ -121,6 +121,54 @@ def test_r16_the_systems_resolver_does_not_lead_around_the_bypass_either() -> No
     run(main())
 
 
+class Families:
+    """A resolver that gives addresses of the family that it prefers, unless it is asked for the other one."""
+
+    def __init__(self, four: list[str], six: list[str]) -> None:
+        self.known = {0: six or four, 4: four, 6: six}
+        self.asked: list[int] = []
+
+    async def resolve(self, host: str, family: int = 0) -> list[str]:
+        self.asked.append(family)
+        if not self.known[family]:
+            raise ResolveError(f"{host} has no address")
+        return self.known[family]
+
+
+def test_the_other_family_is_asked_for_when_the_preferred_one_leads_nowhere() -> None:
+    direct = Direct(dead=("[2001:db8::1]:80", "192.0.2.1:80"))
+    resolver = Families(["192.0.2.1", "192.0.2.2"], ["2001:db8::1"])
+    router = ServiceRouter(direct, resolver=resolver, bypass=Matches("192.0.2.9:80"))
+    assert way(router, Endpoint("web.test", 80)) == ("tcp 192.0.2.2:80",)
+    assert resolver.asked == [0, 4]
+    assert way(ServiceRouter(Direct(), resolver=resolver), Endpoint("web.test", 80)) == ("tcp [2001:db8::1]:80",)
+    assert resolver.asked == [0, 4, 0]
+
+
+def test_the_other_family_is_refused_by_the_bypass_as_well() -> None:
+    direct = Direct(dead=("[2001:db8::1]:80",))
+    resolver = Families(["10.0.0.1"], ["2001:db8::1"])
+    with pytest.raises(BypassDenied):
+        way(ServiceRouter(direct, resolver=resolver, bypass=Matches("10.0.0.1:80")), Endpoint("web.test", 80))
+    assert direct.asked == ["[2001:db8::1]:80"]
+
+
+def test_without_another_family_the_failure_stays_what_it_was() -> None:
+    for resolver in (Families([], ["2001:db8::1"]), Families(["192.0.2.1"], [])):
+        dead = f"{Endpoint(resolver.known[0][0], 80)}"
+        with pytest.raises(DialRefused, match="refused"):
+            way(ServiceRouter(Direct(dead=(dead,)), resolver=resolver), Endpoint("web.test", 80))
+        assert len(resolver.asked) == 2
+
+
+def test_a_node_that_fails_is_no_reason_to_ask_for_the_other_family() -> None:
+    direct = Direct(dead=("192.0.2.1:1",))
+    resolver = Families(["192.0.2.80"], ["2001:db8::1"])
+    with pytest.raises(DialRefused):
+        way(ServiceRouter(direct, Chain("c", [Hop("h", [node("a", 1)])], direct), resolver=resolver), Endpoint("w", 80))
+    assert resolver.asked == [0]
+
+
 # ---- nodes ---------------------------------------------------------------------------------------
 def test_a_node_is_reached_by_any_of_its_addresses_and_keeps_its_name_for_tls() -> None:
     names: list[str] = []
@@ -154,6 +202,14 @@ def test_a_second_node_is_tried_by_all_its_addresses_each_through_the_first() ->
     assert direct.asked == ["192.0.2.1:1"] * 2
     assert (first.marker.failures, second.marker.failures) == (0, 0)
     assert direct.streams[0].aborted
+
+
+def test_a_node_is_reached_by_the_other_family_when_the_preferred_one_leads_nowhere() -> None:
+    direct = Direct(dead=("[2001:db8::7]:1",))
+    item = node("proxy", 1, resolver=Families(["198.51.100.7"], ["2001:db8::7"]))
+    item.address = Endpoint("proxy.test", 1)
+    assert way(ServiceRouter(direct, Chain("c", [Hop("h", [item])], direct)))[0] == "tcp 198.51.100.7:1"
+    assert item.marker.failures == 0
 
 
 def test_c08_a_node_whose_name_has_no_address_is_marked() -> None:
