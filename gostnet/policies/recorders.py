@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, Protocol
@@ -443,8 +443,15 @@ def _host(flow: Flow) -> str:
 
 def stamp(seconds: float) -> str:
     """Return a time as Go writes it (RFC 3339 with up to nine digits), in the local zone."""
-    moment = datetime.fromtimestamp(seconds, UTC).astimezone()
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
-    fraction = f"{moment.microsecond:06d}".rstrip("0")
-    zone = moment.strftime("%z")
-    return f"{text}{'.' + fraction if fraction else ''}{'Z' if zone == '+0000' else f'{zone[:3]}:{zone[3:]}'}"
+    second, rest = divmod(int(seconds * 1_000_000), 1_000_000)
+    fraction = f".{rest:06d}".rstrip("0") if rest else ""
+    moment, zone = _second(second)
+    return f"{moment}{fraction}{zone}"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> tuple[str, str]:
+    """Return date and time of a whole second, and the zone: many records fall into the same one."""
+    local = time.localtime(seconds)
+    zone = time.strftime("%z", local)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", local), "Z" if zone == "+0000" else f"{zone[:3]}:{zone[3:]}"

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from gostnet.core.address import Endpoint
 from gostnet.core.errors import BypassDenied, DialRefused, RateDenied
 from gostnet.core.flow import Flow
+from gostnet.policies import recorders
 from gostnet.policies.post import Poster, PostError
 from gostnet.policies.recorders import (
     CLIENT,
@@ -326,12 +328,12 @@ def test_a_flow_whose_parts_were_recorded_has_no_record_of_its_own() -> None:
 
 
 def test_times_are_written_as_go_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
     for zone, expected in (("UTC", "2023-11-14T22:13:20.25Z"), ("XYZ-3:30", "2023-11-15T01:43:20.25+03:30")):
         monkeypatch.setenv("TZ", zone)
         time.tzset()
+        recorders._second.cache_clear()
         assert stamp(1_700_000_000.25) == expected
     monkeypatch.undo()
     time.tzset()
+    recorders._second.cache_clear()
     assert "." not in stamp(1_700_000_000)
