@@ -187,6 +187,22 @@ def test_exclusions_and_ports_hold_for_local(three: Network, servers: Servers, d
     assert [record["dst"] for record in flows(process)] == [str(servers.endpoint("http", 4))]
 
 
+def test_bypasses_see_the_host_that_clients_ask_for(three: Network, servers: Servers, daemon: Daemon) -> None:
+    text = configuration(route=ROUTES, handler={"sniffing": True})
+    text["services"][0]["bypass"] = "names"
+    text["bypasses"] = [{"name": "names", "matchers": ["web.lab"]}]
+    process = daemon(three["client"], text)
+    for version in (4, 6):
+        exchange(three["client"], servers, version)
+    with connect(three["client"], servers.endpoint("http")) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: web.lab\r\n\r\n")
+        try:
+            assert b"200" not in sock.recv(100)
+        except ConnectionResetError:
+            pass
+    process.wait_for("denied.bypass")
+
+
 # ---- what stays out ------------------------------------------------------------------------------
 @pytest.mark.parametrize("wanted", [{"route": "0.0.0.0/0,::/0"}, {"capture": "local"}], ids=["routed", "local"])
 def test_replies_to_others_and_older_connections_keep_their_way(

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import struct
+import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -20,6 +21,7 @@ from ..core.address import ANY, Endpoint, IPAddress
 from ..core.contracts import Router
 from ..core.errors import ConfigError, GostnetError, KernelError
 from ..core.flow import Flow
+from ..core.log import Logger
 from ..core.packets import IPInterface, IPNetwork, Medium, Packets, Setup, Way
 from ..core.resources import Address, Link, Port, Resource, Route
 from ..core.sockets import ListenOptions, UdpSocket, listen_udp
@@ -87,6 +89,28 @@ def addressing(device: str, setup: Setup) -> list[Resource]:
         for way in setup.ways
     ]
     return resources
+
+
+_DNS_TIMEOUT = 5.0
+
+
+async def set_name_servers(device: str, servers: Sequence[str], log: Logger) -> None:
+    """Tell systemd-resolved the name servers of a device, which it forgets with the device; warn if it cannot be."""
+    if servers:
+        problem = await in_thread(_resolvectl, device, servers)
+        if problem:
+            log.warn(f"the name servers of {device} are not set: {problem}")
+
+
+def _resolvectl(device: str, servers: Sequence[str]) -> str:
+    """Run the command and return what went wrong, "" for nothing."""
+    try:
+        done = subprocess.run(
+            ["resolvectl", "dns", device, *servers], capture_output=True, text=True, timeout=_DNS_TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return str(exc)
+    return done.stderr.strip() or f"resolvectl ended with status {done.returncode}" if done.returncode else ""
 
 
 # ---- the source ---------------------------------------------------------------------------------

@@ -5,8 +5,6 @@ What it has in common with other devices is in `ingress.device`.
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,11 +16,8 @@ from ..core.options import CommaList, opt
 from ..core.packets import Medium
 from ..core.registry import register
 from ..core.resources import Masquerade, Resource
-from ..core.tasks import in_thread
 from ..pipeline.transport import Listener, ListenerContext
-from .device import DEFAULT_MTU, DevicePlan, DeviceSource, addressing, setup_of
-
-_DNS_TIMEOUT = 5.0
+from .device import DEFAULT_MTU, DevicePlan, DeviceSource, addressing, set_name_servers, setup_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +76,7 @@ def plan_of(options: TunOptions, context: ListenerContext) -> DevicePlan:
         return found
 
     async def furnish(name: str) -> None:
-        if options.dns:
-            problem = await in_thread(_resolvectl, name, options.dns)
-            if problem:
-                context.log.warn(f"the name servers of {name} are not set: {problem}")
+        await set_name_servers(name, options.dns, context.log)
 
     return DevicePlan(
         Medium.IP,
@@ -97,17 +89,6 @@ def plan_of(options: TunOptions, context: ListenerContext) -> DevicePlan:
         backend="pytun" if options.backend == "pytun" else "ioctl",
         furnish=furnish,
     )
-
-
-def _resolvectl(name: str, servers: Iterable[str]) -> str:
-    """Tell systemd-resolved, which forgets it with the device; return what went wrong, "" for nothing."""
-    try:
-        done = subprocess.run(
-            ["resolvectl", "dns", name, *servers], capture_output=True, text=True, timeout=_DNS_TIMEOUT, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        return str(exc)
-    return done.stderr.strip() or f"resolvectl ended with status {done.returncode}" if done.returncode else ""
 
 
 class TunListener:

@@ -38,7 +38,7 @@ from ..protocols.transparent.tungo import Routed
 from ..wire import icmp
 from ..wire.ip import udp_datagram
 from .capture import CaptureOptions, CaptureRequest
-from .device import setup_of
+from .device import set_name_servers, setup_of
 from .redirect import RedOptions, RedSource
 from .tproxy import RawSender, ReduOptions, ReduSource
 
@@ -338,6 +338,7 @@ class TungoSource(Source[Any]):
                 self._device.abort()
             raise AcceptError(str(exc)) from exc
         self._handed_out = True
+        await set_name_servers(self._name, self._options.dns, self._context.log)
         addresses = self._setup.addresses
         self._context.log.info(f"name: {self._name}, net: {', '.join(map(str, addresses))}, mtu: {self._mtu}")
 

@@ -379,12 +379,9 @@ class _Table:
         """Return the chain of what has come back in: it is handed over or dropped, for it would come again."""
         chain = self._chain(f"inlet_{number}")
         self._rule(chain, nft.mark(MARK_OWN, MARK_MASK), nft.drop())
-        diverted = nft.set_mark(MARK_DIVERTED, MARK_MASK)
-        self._rule(chain, nft.protocol(nft.TCP), nft.transparent_connection(), diverted, nft.accept())
+        self._rule(chain, *_transparent())
         self._rule(chain, nft.address_type_in(_HERE), nft.drop())
-        for begins in (nft.first_segment(), nft.compose(nft.protocol(nft.TCP), _known())):
-            self._rule(chain, begins, *self._taken(inlet.tcp, "tcp"), comment=inlet.service)
-        self._rule(chain, nft.protocol(nft.UDP), *self._taken(inlet.udp, "udp"), comment=inlet.service)
+        self._take(chain, inlet)
         self._rule(chain, nft.drop())
         return chain
 
@@ -392,17 +389,19 @@ class _Table:
         """Take where it enters what would be forwarded into the device."""
         chain = self._chain(f"forwarded_{number}")
         self._rule(base, nft.enters_by("lo", negate=True), nft.routed_into(inlet.device), nft.goto(chain))
-        diverted = nft.set_mark(MARK_DIVERTED, MARK_MASK)
-        self._rule(chain, nft.protocol(nft.TCP), nft.transparent_connection(), diverted, nft.accept())
+        self._rule(chain, *_transparent())
         self._rule(chain, nft.jump("never"))
-        for begins in (nft.first_segment(), nft.compose(nft.protocol(nft.TCP), _known())):
-            self._rule(chain, begins, *self._taken(inlet.tcp, "tcp"), comment=inlet.service)
-        self._rule(chain, nft.protocol(nft.UDP), *self._taken(inlet.udp, "udp"), comment=inlet.service)
+        self._take(chain, inlet)
 
-    @staticmethod
-    def _taken(port: int, protocol: str) -> list[Term]:
-        follow = [nft.set_connection_mark(CONNECTION_CAPTURED)] if protocol == "tcp" else []
-        return [*follow, nft.set_mark(MARK_DIVERTED, MARK_MASK), nft.count(), nft.hand_over(port), nft.accept()]
+    def _take(self, chain: str, inlet: Inlet) -> None:
+        """Hand over what begins a flow of TCP or belongs to a captured one, and all UDP."""
+        diverted = nft.set_mark(MARK_DIVERTED, MARK_MASK)
+        follow = nft.set_connection_mark(CONNECTION_CAPTURED)
+        tcp = follow, diverted, nft.count(), nft.hand_over(inlet.tcp), nft.accept()
+        self._rule(chain, nft.first_segment(), *tcp, comment=inlet.service)
+        self._rule(chain, nft.protocol(nft.TCP), _known(), *tcp, comment=inlet.service)
+        udp = diverted, nft.count(), nft.hand_over(inlet.udp), nft.accept()
+        self._rule(chain, nft.protocol(nft.UDP), *udp, comment=inlet.service)
 
     def _keep_away(self) -> None:
         """Send past the devices what is never captured: replies to others, and TCP that is older than the start."""
@@ -432,12 +431,10 @@ class _Table:
                 continue
             chain, new = self._chain(f"tproxy_in_{protocol}"), self._chain(f"tproxy_in_{protocol}_new")
             chains[protocol] = chain
-            diverted = nft.set_mark(MARK_DIVERTED, MARK_MASK)
             if protocol == "tcp":
                 # The socket knows its connection even when conntrack does not (any more), and whatever a reload
                 # has made of the conditions.
-                parts = nft.protocol(nft.TCP), nft.transparent_connection(), diverted, nft.accept()
-                self._rule(chain, *parts)
+                self._rule(chain, *_transparent())
             self._rule(chain, nft.jump("never"))
             self._begin(chain, protocol, nft.goto(new))
             self._dispatch(new, mine, "interface", self._divert_and_hand_over)
@@ -480,6 +477,12 @@ class _Table:
     @staticmethod
     def _return(capture: Capture) -> Term:
         return nft.compose(*_followed(capture), nft.set_mark(MARK_RETURNING, MARK_MASK), nft.count(), nft.accept())
+
+
+def _transparent() -> tuple[Term, ...]:
+    """Return a rule for what belongs to a connection that a transparent socket has."""
+    diverted = nft.set_mark(MARK_DIVERTED, MARK_MASK)
+    return nft.protocol(nft.TCP), nft.transparent_connection(), diverted, nft.accept()
 
 
 def _known() -> Term:
