@@ -472,7 +472,11 @@ class _Pair:
         number, engine = self._number, self._engine
         if number is None or engine is None or self._gate.is_open:
             return
-        allowed = limits.grant(half.shapers, min(size, _MOST))
+        try:
+            allowed = limits.grant(half.shapers, min(size, _MOST))
+        except GostnetError as exc:  # a quota is used up
+            self._fail(exc)
+            return
         if allowed:
             half.granted += allowed
             engine.grant(number, up, allowed)

@@ -60,7 +60,7 @@ def forwarder(name: str, target: Endpoint, **more: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("engine", ["auto", "splice"])
+@pytest.mark.parametrize("engine", ["auto", "native", "splice", "copy"])
 def test_q05_q06_the_limit_is_met_to_the_byte_and_those_who_come_later_are_refused(
     start: Start, servers: Servers, tmp_path: Path, engine: str
 ) -> None:
@@ -94,6 +94,9 @@ def test_q05_q06_the_limit_is_met_to_the_byte_and_those_who_come_later_are_refus
     process.stop()
     assert json.loads(store.read_text())["q"]["used"] == limit
     assert sum("the limit of" in line for line in process.lines) == 1
+    assert "Traceback" not in process.errors
+    cut = [record for record in process.records if record.get("code") == "denied.quota"]
+    assert len(cut) == 2, "the talker and the idle one; who comes later is a line at level debug"
 
 
 def _send_all(sock: socket.socket, size: int, broken: list[OSError]) -> None:
