@@ -29,6 +29,10 @@ _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
 _IFF = {Medium.IP: 0x0001, Medium.ETHERNET: 0x0002}
 _IFF_NO_PI, _IFF_VNET_HDR = 0x1000, 0x4000
 _IFREQ = struct.Struct("16sH22x")
+_SIOCSIFTXQLEN = 0x8943
+
+QUEUE_LENGTH = 1000
+"""Packets, as WireGuard has: a longer queue would add seconds of delay where a carrier is slow."""
 
 _LARGEST = 65535
 """Bytes of the largest packet: the MTU may be raised behind our back, and a short buffer would cut packets."""
@@ -58,6 +62,7 @@ def open_device(
             try:
                 fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("=i", HEADER_SIZE))
                 set_offload(fd, 0)
+                _lengthen_queue(name)
             except BaseException:
                 os.close(fd)
                 raise
@@ -78,6 +83,12 @@ def set_offload(fd: int, features: int) -> bool:
             raise
         return False
     return True
+
+
+def _lengthen_queue(name: str) -> None:
+    """Let more packets wait for the reader than the kernel's 500, which one sender at full speed overruns at once."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        fcntl.ioctl(sock, _SIOCSIFTXQLEN, struct.pack("16si20x", name.encode(), QUEUE_LENGTH))
 
 
 def _by_ioctl(name: str, flags: int) -> tuple[int, str]:

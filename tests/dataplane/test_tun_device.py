@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -74,6 +75,57 @@ def test_the_kernel_chooses_a_name(place: netns.Namespace, backend: Backend) -> 
         os.close(second[0])
 
 
+def test_a_device_with_a_header_has_a_longer_queue(place: netns.Namespace) -> None:
+    fd, name = open_device("gt0", vnet_header=True)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            answer = fcntl.ioctl(sock, 0x8942, name.encode().ljust(40, b"\0"))  # SIOCGIFTXQLEN
+        assert int.from_bytes(answer[16:20], "little") == tun_device.QUEUE_LENGTH
+    finally:
+        os.close(fd)
+
+
+def _segments(count: int, port: int, sequence: int) -> list[bytes]:
+    """Return SYN-less segments for a port that nobody has: the kernel answers each with one reset."""
+    found = []
+    for number in range(count):
+        tcp = struct.pack(">HHIIBBHHH", 4000, port, sequence + number * 100, 1, 0x50, 0x10, 500, 0, 0)
+        ends = ip_address("192.168.9.2").packed + ip_address("192.168.9.1").packed
+        tcp = _with_sum(tcp + bytes([number]) * 100, ends + struct.pack(">HH", 6, 120), 16)
+        head = struct.pack(">BBHHHBBH", 0x45, 0, 140, 0, 0x4000, 64, 6, 0) + ends
+        found.append(_with_sum(head, b"", 10) + tcp)
+    return found
+
+
+def _with_sum(data: bytes, pseudo: bytes, at: int) -> bytes:
+    total = sum(struct.unpack(f">{len(data + pseudo) // 2}H", data + pseudo)) % 65535
+    return data[:at] + (0xFFFF - total).to_bytes(2, "big") + data[at + 2 :]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_enters_the_kernel_in_one_piece_and_is_verified(place: netns.Namespace, damaged: bool) -> None:
+    """A reset answers what the kernel has accepted; a sum that is wrong is answered by nothing."""
+
+    async def main() -> None:
+        device = opened(place, joins=True)
+        packets = _segments(10, 9, 1000)
+        if damaged:
+            packets[4] = packets[4][:-1] + b"\xff"
+        await device.send(packets)
+        assert (device.sent, device.dropped) == (10, 0)
+        lone = _segments(1, 10, 7)
+        await device.send(lone)
+        resets: list[int] = []
+        async with asyncio.timeout(PATIENCE):
+            while 10 not in resets:
+                batch = [packet for packet in await device.receive() if packet[0] == 0x45 and packet[9] == 6]
+                resets += [int.from_bytes(packet[20:22], "big") for packet in batch]
+        assert resets == ([10] if damaged else [9, 10])
+        device.abort()
+
+    run(main())
+
+
 def test_refusals_are_told_in_words(place: netns.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     fd, _ = open_device("gt0")
     try:
@@ -104,9 +156,9 @@ def test_a_failed_opening_leaves_no_descriptor(place: netns.Namespace) -> None:
     os.close(fd)
 
 
-def opened(place: netns.Namespace, name: str = "gt0", mtu: int = 1420) -> TunDevice:
+def opened(place: netns.Namespace, name: str = "gt0", mtu: int = 1420, *, joins: bool = False) -> TunDevice:
     """Return a device that is up, with addresses of both versions. Loopback is not."""
-    fd, name = open_device(name)
+    fd, name = open_device(name, vnet_header=joins)
     with RouteNetlink() as kernel:
         kernel.put_link(Link(name, mtu))
         kernel.put_address(Address(name, "192.168.9.1/24"))
@@ -116,7 +168,7 @@ def opened(place: netns.Namespace, name: str = "gt0", mtu: int = 1420) -> TunDev
         while all(route.destination != "fd09::1/128" for route in kernel.routes(6, 255)):
             assert time.monotonic() < deadline
             time.sleep(0.001)
-    return TunDevice(fd, name, mtu)
+    return TunDevice(fd, name, mtu, joins=joins)
 
 
 def udp(version: int) -> socket.socket:
