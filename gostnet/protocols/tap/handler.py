@@ -12,7 +12,7 @@ from ...core.address import Endpoint
 from ...core.datagrams import Datagrams
 from ...core.egress import Egress
 from ...core.errors import ConnError, ProtocolError
-from ...core.flow import Flow, Shapers
+from ...core.flow import Flow
 from ...core.options import Bytes, Seconds, Secret, opt
 from ...core.packets import Packets
 from ...core.registry import component
@@ -72,10 +72,8 @@ class TapHandler:
             await self._client(flow, conn, egress)
             return
         assert isinstance(conn.carrier, UdpSocket)
-        if isinstance(egress, ServiceRouter) and egress.traffic:
-            flow.shapers = Shapers()
-            for limiter in egress.traffic:
-                limiter.shape(flow, flow.shapers)
+        if isinstance(egress, ServiceRouter):
+            egress.shape(flow)  # no way out is asked for, so nobody else does
         server = _Server(flow, conn, conn.carrier, self._cipher, self._context)
         await first_ended(server.from_device(), server.from_peers(), server.sweep())
 
