@@ -197,10 +197,11 @@ class TunEngine:
         this way. `source` is our address towards it, by default that of the route.
         """
         route = self._way_to(peer, takes, source)
-        if route is None:
-            self.forget_peer(peer)
-            return False
         known = self._peers.get(peer)
+        if route is None:
+            if known is not None:
+                self._mute(known)
+            return False
         wanted = set(addresses)
         if known is not None and known.route == route and wanted <= known.addresses:
             return True
@@ -241,6 +242,13 @@ class TunEngine:
         flags = _TAKES if takes else 0
         port = peer.port.to_bytes(2, "big")
         return _ROUTE.pack(address.packed, port, flags, ip_address(ours).packed, found.device, mtu)
+
+    def _mute(self, known: _Peer) -> None:
+        """Send nothing to a peer this way for now; what it sends is still taken, as it does not know yet."""
+        known.route = known.route[:6] + bytes(2) + known.route[8:]
+        keys = [_EVERYTHING] if self._single else []
+        for key in keys + [key for address in known.addresses for key in self._keys(address)]:
+            self._routes.update(key, known.route)
 
     def _note(self, route: bytes) -> None:
         """Make the peer known to the receiving program; the counts of one that is known already go on."""

@@ -174,6 +174,22 @@ def test_which_peers_are_served(place: netns.Namespace) -> None:
         assert list(engine.peers) == [PEER]
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_a_peer_that_cannot_be_reached_is_still_heard(place: netns.Namespace, single: bool) -> None:
+    """It does not know, and goes on sending; once there is a way again packets go there again."""
+    with TunEngine("vpn0", PORT, single=single) as engine, RouteNetlink() as kernel:
+        addresses = [ip_address("192.168.0.2")]
+        assert engine.learn(addresses, PEER, takes=True)
+        routes = dict(engine._routes.items())
+        kernel.put_route(Route(f"{PEER.host}/32", device="vpn0"))
+        assert not engine.learn((), PEER, takes=True)
+        assert [value[6:8] for value in dict(engine._routes.items()).values()] == [b"\0\0"]
+        assert engine._receiver.run(frame(inner4("192.168.0.2", "192.168.0.1")))[0] == Verdict.REDIRECT
+        kernel.drop_route(Route(f"{PEER.host}/32", device="vpn0"))
+        assert engine.learn((), PEER, takes=True)
+        assert dict(engine._routes.items()) == routes
+
+
 def test_full_maps_leave_peers_to_the_pump(place: netns.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tun_engine, "MOST_PEERS", 1)
     with TunEngine("vpn0", PORT) as engine:

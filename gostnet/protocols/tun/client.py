@@ -129,12 +129,16 @@ class ClientSession:
         """Tell the kernel engine the way to the server; return whether it can take packets from there."""
         assert self._kernel is not None
         assert self._socket is not None
-        address = self._socket.sock.getpeername()
-        ours = self._socket.sock.getsockname()[0]
+        try:
+            address = self._socket.sock.getpeername()
+            ours = self._socket.sock.getsockname()[0]
+        except OSError:
+            return False  # closed, or its address has gone
         return self._kernel.talk_to(Endpoint.from_sockaddr(address), ours, takes=self._taken)
 
     def _count_kernel(self) -> None:
         assert self._kernel is not None
+        self._lead_kernel()
         up, down = self._kernel.count(self._flow)
         if down:
             self._liveness.unanswered = False

@@ -21,6 +21,9 @@ Choice = Literal["auto", "kernel", "pump"]
 _SO_NETNS_COOKIE = 71
 _SO_MARK = 36
 
+_REFRESHED = 16
+"""Peers per second: each takes some 50 us."""
+
 
 class KernelPath:
     """The kernel engine of one device and socket, and which peers have offered to take what it sends.
@@ -29,13 +32,14 @@ class KernelPath:
     else at the same address.
     """
 
-    __slots__ = ("_always", "_engine", "_takers")
+    __slots__ = ("_always", "_engine", "_takers", "_unrefreshed")
 
     def __init__(self, engine: TunEngine, always: bool) -> None:
         """With `always` packets go to every peer this way."""
         self._engine = engine
         self._always = always
         self._takers: dict[Endpoint, bool] = {}
+        self._unrefreshed: list[Endpoint] = []
 
     def registered(self, addresses: Sequence[IPAddress], peer: Endpoint) -> bool:
         """Note a registration; return whether to offer that the peer may send this way."""
@@ -53,6 +57,15 @@ class KernelPath:
         if peer in self._engine.peers:
             self._takers[peer] = True
             self._engine.learn((), peer, takes=True)
+
+    def refresh(self) -> None:
+        """Look whether the ways to some of the peers have changed: those without keep-alive do not register again."""
+        if not self._unrefreshed:
+            self._unrefreshed = list(self._engine.peers)
+        for peer in self._unrefreshed[-_REFRESHED:]:
+            if peer in self._engine.peers:
+                self._engine.learn((), peer, takes=self._always or peer in self._takers)
+        del self._unrefreshed[-_REFRESHED:]
 
     def talk_to(self, server: Endpoint, source: str, *, takes: bool) -> bool:
         """Lead everything to a server, if it takes it; return whether to offer the same."""

@@ -29,7 +29,10 @@ class Path:
         host = flow.target.host if flow.target is not None else ""
         if isinstance(upstream, UdpSocket):
             self._mark = upstream.sock.getsockopt(socket.SOL_SOCKET, _SO_MARK)
-            host = Endpoint.from_sockaddr(upstream.sock.getpeername()).host
+            try:
+                host = Endpoint.from_sockaddr(upstream.sock.getpeername()).host
+            except OSError:
+                host = ""  # not connected: it goes nowhere yet
         elif flow.route:
             # "name@address" of the first node: where the chain's own packets go.
             host = flow.route[0].rpartition("@")[2].rpartition(":")[0].strip("[]")

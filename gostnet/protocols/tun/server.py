@@ -256,6 +256,7 @@ class PeerServer:
             await asyncio.sleep(TICK)
             if self._kernel is not None:
                 self._kernel.count(self._flow)
+                self._kernel.refresh()
             now = asyncio.get_running_loop().time()
             if now - checked >= RECHECK:
                 checked = now
