@@ -13,8 +13,8 @@ from gostnet import __version__
 from gostnet.core.errors import GostnetError
 
 from . import chart, report
-from .cases import CASES, choose
-from .contenders import CONTENDERS, LIMIT, REFERENCE, Contender
+from .cases import CASES, Unit, choose
+from .contenders import CONTENDERS, REFERENCE, Contender
 from .load import NoCompiler
 from .run import Plan, run
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--contenders", default="", help="names, separated by commas; all that are here otherwise")
     parser.add_argument("--rounds", type=int, default=5, help="times that every contender is measured (5)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement (1)")
-    parser.add_argument("--out", type=Path, help="directory for results.json, results.md, rate.svg and cpu.svg")
+    parser.add_argument("--out", type=Path, help="directory for results.json, results.md, rate.svg and cost.svg")
     parser.add_argument("--list", action="store_true", help="show cases and contenders, measure nothing")
     options = parser.parse_args(arguments)
     wanted = [name for name in options.contenders.split(",") if name]
@@ -76,23 +76,23 @@ def _present(wanted: Sequence[str]) -> list[tuple[Contender, str]]:
 
 
 def _charts(found: Sequence[report.Figure], out: Path) -> None:
-    """Draw rates and CPU as multiples of the reference's, where that was measured."""
+    """Draw rates, and what they cost, as multiples of the reference's where that was measured."""
     for name, title in (
-        ("rate", "Rate, times that of gost (longer to the right is better)"),
-        ("cpu", "CPU per byte or operation, times that of gost (longer to the left is better)"),
+        ("rate", "Rate, times that of gost: longer to the right is better"),
+        ("cost", "CPU per byte or operation, and memory, times that of gost: longer to the left is better"),
     ):
         rows: dict[str, list[chart.Bar]] = {}
         for figure in found:
-            ratio = figure.ratio if name == "rate" else figure.cpu_ratio
-            if figure.contender == REFERENCE or math.isnan(ratio) or ratio <= 0:
+            memory = figure.case.unit is Unit.MEMORY
+            ratio = figure.ratio if memory or name == "rate" else figure.cpu_ratio
+            if (memory and name == "rate") or figure.contender == REFERENCE or math.isnan(ratio) or ratio <= 0:
                 continue
-            if figure.contender == LIMIT and name == "cpu":
-                continue
-            value = f"({figure.rate:,.3g} {figure.case.unit.value})" if name == "rate" else ""
-            rows.setdefault(figure.case.title, []).append(chart.Bar(figure.contender, ratio, value))
+            note = f"({report.rate(figure)})" if memory or name == "rate" else f"({report.cost(figure)})"
+            rows.setdefault(figure.case.title, []).append(chart.Bar(figure.contender, ratio, note))
         if rows:
-            drawing = chart.draw(title, REFERENCE, [chart.Row(case, bars) for case, bars in rows.items()])
-            out.joinpath(f"{name}.svg").write_text(drawing)
+            order = ["gostnet", *(contender.name for contender in CONTENDERS)]
+            bars = [chart.Row(case, sorted(of, key=lambda bar: order.index(bar.name))) for case, of in rows.items()]
+            out.joinpath(f"{name}.svg").write_text(chart.draw(title, REFERENCE, bars, order))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 WIDTH = 860
 LABEL = 270
-RIGHT = 60
+RIGHT = 130
 BAR = 13
 GAP = 10
 TOP = 70
@@ -33,19 +33,27 @@ class Row:
     bars: Sequence[Bar]
 
 
-def draw(title: str, reference: str, rows: Sequence[Row]) -> str:
-    """Return the SVG. The axis shows powers of two; the reference is the line at 1."""
-    ratios = [bar.ratio for row in rows for bar in row.bars if bar.ratio > 0]
+SMALLEST = 1 / 32
+"""Bars do not become longer than that to the left: their number tells."""
+
+
+def draw(title: str, reference: str, rows: Sequence[Row], order: Sequence[str] = ()) -> str:
+    """Return the SVG. The axis shows powers of two; the reference is the line at 1.
+
+    Names get their colours in the order of `order`, then as they come. Raise ValueError without a bar.
+    """
+    ratios = [max(SMALLEST, bar.ratio) for row in rows for bar in row.bars if bar.ratio > 0]
     if not ratios:
         raise ValueError("there is nothing to draw")
     first = min(-1, math.floor(math.log2(min(ratios))))
     last = max(1, math.ceil(math.log2(max(ratios))))
-    names = list(dict.fromkeys(bar.name for row in rows for bar in row.bars))
+    present = {bar.name: None for row in rows for bar in row.bars}
+    names = list(dict.fromkeys([*(name for name in order if name in present), *present]))
     colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
     height = TOP + sum(len(row.bars) * BAR + GAP for row in rows) + 24
 
     def across(ratio: float) -> float:
-        return LABEL + (math.log2(ratio) - first) / (last - first) * (WIDTH - LABEL - RIGHT)
+        return LABEL + (math.log2(max(SMALLEST, ratio)) - first) / (last - first) * (WIDTH - LABEL - RIGHT)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
@@ -62,7 +70,7 @@ def draw(title: str, reference: str, rows: Sequence[Row]) -> str:
         x = across(2.0**power)
         stroke = "#1f2328" if power == 0 else "#d0d7de"
         parts.append(f'<line x1="{x:.1f}" y1="{TOP - 8}" x2="{x:.1f}" y2="{height - 20}" stroke="{stroke}"/>')
-        label = reference if power == 0 else f"{2.0**power:g}x"
+        label = reference if power == 0 else f"{2**power}x" if power > 0 else f"1/{2**-power}"
         parts.append(f'<text x="{x:.1f}" y="{TOP - 12}" text-anchor="middle" fill="#656d76">{escape(label)}</text>')
     y = float(TOP)
     for row in rows:

@@ -262,6 +262,10 @@ def _gostnet_redu(binary: str, directory: Path) -> Setup:
     return Setup(programs=(program,))
 
 
+_ROUTED_INTO_DEVICE = ("sh", "-c", f"ip route get {SERVER} | grep -q {DEVICE}")
+"""Before the route is there the client would reach the origin past the device."""
+
+
 def _gost_tungo(binary: str, directory: Path) -> Setup:
     """gost makes the device and leaves address and route to its user; gostnet sees to them."""
     metadata = {"name": DEVICE, "net": "172.19.0.1/30", "mtu": 1500, "route": f"{SERVER}/32"}
@@ -279,10 +283,12 @@ def _gost_tungo(binary: str, directory: Path) -> Setup:
     )
     programs = (
         _upstream(directory),
-        Program((*_command(binary), "-C", config), role="client", device=DEVICE),
+        Program(
+            (*_command(binary), "-C", config), role="client", device=DEVICE, probe=() if binary else _ROUTED_INTO_DEVICE
+        ),
     )
     prepare = _route_into_device(address="172.19.0.1/30") if binary else ()
-    return Setup(programs=programs, prepare=prepare, kernel_moves=not binary)
+    return Setup(programs=programs, prepare=prepare)
 
 
 def _gost_tun(binary: str, directory: Path) -> Setup:

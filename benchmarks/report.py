@@ -138,16 +138,21 @@ def as_summary(found: Sequence[Figure]) -> str:
 
 
 def _short(figure: Figure) -> str:
-    cpu = f"{figure.cpu:.2g}" if figure.cpu < 10 else f"{figure.cpu:,.0f}"
-    cost = [f"{cpu} {figure.case.cpu_unit}"] if figure.cpu > 0 else []
-    if figure.contender == REFERENCE or math.isnan(figure.ratio):
-        return ", ".join([_rate(figure), *cost])
-    return ", ".join([f"{figure.ratio:.2f}x", *cost])
+    own = rate(figure) if figure.contender == REFERENCE or math.isnan(figure.ratio) else f"{figure.ratio:.2f}x"
+    return f"{own}, {cost(figure)}" if figure.cpu > 0 else own
 
 
-def _rate(figure: Figure) -> str:
-    rate = f"{figure.rate:,.0f}" if figure.rate >= 1000 else f"{figure.rate:.3g}"
-    return f"{rate} {figure.case.unit.value}"
+def cost(figure: Figure) -> str:
+    """Return the CPU figure with its unit."""
+    return (
+        f"{figure.cpu:,.0f} {figure.case.cpu_unit}" if figure.cpu >= 10 else f"{figure.cpu:.2g} {figure.case.cpu_unit}"
+    )
+
+
+def rate(figure: Figure) -> str:
+    """Return the rate with its unit."""
+    number = f"{figure.rate:,.0f}" if figure.rate >= 1000 else f"{figure.rate:.3g}"
+    return f"{number} {figure.case.unit.value}"
 
 
 def as_markdown(found: Sequence[Figure]) -> str:
@@ -167,7 +172,7 @@ def _cells(figure: Figure) -> list[str]:
     return [
         figure.case.title,
         figure.contender,
-        ", ".join([_rate(figure), *marks]),
+        ", ".join([rate(figure), *marks]),
         ratio,
         f"{figure.cpu:.3g} {figure.case.cpu_unit}" if figure.cpu > 0 else "",
         "" if math.isnan(figure.cpu_ratio) else f"{figure.cpu_ratio:.2f}x",
