@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         options.out.joinpath("results.json").write_text(report.as_json(found, results, versions, options.seconds))
         options.out.joinpath("results.md").write_text(table)
-        _charts(found, options.out)
+        draw_charts(found, options.out)
     return 1 if results.problems else 0
 
 
@@ -75,7 +75,7 @@ def _present(wanted: Sequence[str]) -> list[tuple[Contender, str]]:
     return present
 
 
-def _charts(found: Sequence[report.Figure], out: Path) -> None:
+def draw_charts(found: Sequence[report.Figure], out: Path) -> None:
     """Draw rates, and what they cost, as multiples of the reference's where that was measured."""
     for name, title in (
         ("rate", "Rate, times that of gost: longer to the right is better"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import chart, load, measure, report
+from benchmarks.__main__ import draw_charts
 from benchmarks.cases import CASES, Group, choose
 from benchmarks.contenders import CONTENDERS
 from benchmarks.load import Load, NoCompiler
@@ -101,6 +102,22 @@ def test_a_chart_puts_bars_on_both_sides_of_the_reference() -> None:
     assert float(bars[0].get("width", "0")) == pytest.approx(2 * float(bars[1].get("width", "0")), abs=0.2)
     with pytest.raises(ValueError, match="nothing to draw"):
         chart.draw("", "gost", [])
+
+
+def test_charts_show_rates_and_what_they_cost(tmp_path: Path) -> None:
+    results = two_rounds()
+    (idle,) = choose(["socks5.idle"])
+    results.add(idle, "gost", Sample(30))
+    results.add(idle, "gostnet", Sample(6))
+    draw_charts(report.figures([BULK, SHORT, idle], results), tmp_path)
+    rate, cost = tmp_path.joinpath("rate.svg").read_text(), tmp_path.joinpath("cost.svg").read_text()
+    assert "<title>gostnet: 1.75x</title>" in rate
+    assert "<title>kernel: 3.00x</title>" in rate
+    assert idle.title not in rate
+    assert "<title>gostnet: 0.20x</title>" in cost
+    assert "(6 KiB/connection)" in cost
+    assert "kernel" not in cost
+    assert SHORT.title not in rate + cost  # gost was not measured there
 
 
 def test_a_contender_that_is_not_here_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
