@@ -18,11 +18,22 @@ class Datagram:
     """A payload and whom it comes from (received) or goes to (sent).
 
     With `stride` > 0, `data` holds several datagrams of `stride` bytes each, the last one possibly shorter (GRO/GSO).
+    `local` is the address of this host that it was sent to (received) or shall leave from (sent), where that is told.
     """
 
     data: Buffer
     peer: Endpoint
     stride: int = 0
+    local: Endpoint | None = None
+
+
+def pieces(datagram: Datagram) -> list[Buffer]:
+    """Return the payloads of the single datagrams that `datagram` stands for: itself, or its pieces."""
+    data, stride = datagram.data, datagram.stride
+    if not stride or stride >= len(data):
+        return [data]
+    view = memoryview(data)
+    return [view[start : start + stride] for start in range(0, len(view), stride)]
 
 
 class Datagrams(Closable):

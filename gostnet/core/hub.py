@@ -35,6 +35,7 @@ class Hub:
         "_epoll",
         "_ready",
         "_running_ready",
+        "arena",
         "closing",
         "deadlines",
         "fiber",
@@ -53,6 +54,8 @@ class Hub:
         """The thread that moves bytes for this hub, if there is one (dataplane.native)."""
         self.pipes: Any = None
         """Its pipes for splice (dataplane.pipes)."""
+        self.arena: Any = None
+        """Where its sockets receive datagrams (core.batches)."""
         self.closing: list[Callable[[], object]] = []
         """Called when the hub closes: what engines keep for it."""
         self._epoll = select.epoll(sizehint=1024)
