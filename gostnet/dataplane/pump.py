@@ -8,8 +8,13 @@ from collections.abc import Callable, Sequence
 from ..core.address import Endpoint
 from ..core.datagrams import Datagram, Datagrams
 from ..core.flow import Flow, Shaper
+from ..core.sockets import UdpSocket
 from ..core.tasks import first_done
+from .sessions import Session
 from .shaper import grant
+
+_NATIVE = ("auto", "native")
+"""What `Flow.engine` may ask for so that the native library is taken, where it is there."""
 
 Filter = Callable[[Endpoint], bool]
 """Tells whether datagrams may go to, or come from, a peer."""
@@ -21,16 +26,32 @@ async def pump(
     """Pass datagrams both ways, peers as they are, until one side ends; IdleTimeout is a normal end here.
 
     Datagrams over the flow's limits, or with a peer that `allowed` refuses, are dropped: nothing that a single datagram
-    does ends the association. An empty one is passed on as long as both ends can carry it.
+    does ends the association. An empty one is passed on as long as both ends can carry it. Raise DialRefused if the
+    upstream's host says that nobody listens there, and has never answered before.
     """
     shapers = flow.shapers
+    up, down = (shapers.up, shapers.down) if shapers else ((), ())
+    socket = bottom(upstream)
+    if isinstance(socket, UdpSocket) and socket.peer is not None:
+        socket.tells_refusal = True
+        if allowed is None and not up and not down and flow.engine in _NATIVE:
+            session = bottom(client)
+            if isinstance(session, Session) and await session.joined(flow, socket, idle):
+                return
     works = [
-        _direction(flow, client, upstream, True, shapers.up if shapers else (), allowed),
-        _direction(flow, upstream, client, False, shapers.down if shapers else (), allowed),
+        _direction(flow, client, upstream, True, up, allowed),
+        _direction(flow, upstream, client, False, down, allowed),
     ]
     if idle:
         works.append(_until_idle(flow, idle))
     await first_done(works)
+
+
+def bottom(datagrams: Datagrams) -> Datagrams:
+    """Follow `transparent_over` to the lowest datagrams that still do something."""
+    while (below := datagrams.transparent_over()) is not None:
+        datagrams = below
+    return datagrams
 
 
 async def _direction(
@@ -50,7 +71,7 @@ async def _direction(
             meter.up += size
         else:
             meter.down += size
-        flow.packets += len(batch)
+        flow.packets += sum(-(-len(datagram.data) // datagram.stride) if datagram.stride else 1 for datagram in batch)
 
 
 def _passes(datagram: Datagram, shapers: Sequence[Shaper], allowed: Filter | None) -> bool:

@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from ..core.address import Endpoint
 from ..core.datagrams import Datagram, Datagrams
+from ..core.errors import DialRefused
 from ..core.fiber import Gate
-from ..core.hub import Hub, current_hub
+from ..core.flow import Flow
+from ..core.hub import READABLE, Hub, current_hub
+from ..core.sockets import Readiness, UdpSocket
+from ..core.stream import Buffer
+from .native.joints import Joints
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 Answer = Callable[[Sequence[Datagram]], None]
 """Sends datagrams to a session's peer. Never blocks: what the socket does not take is dropped."""
+
+LIMIT: Final = 65536
+"""Sessions of one listener at once."""
+
+_GRAIN: Final = 64
+"""Parts of the idle time: the timer runs no more often than that."""
 
 
 class Session(Datagrams, Generic[K]):
     """The datagrams of one peer. `receive` gives what came from it, `send` goes to it.
 
+    asked     what the table's joints know the session by, beside its peer
     single    end after the first answer: GOST's default for udp listeners without `keepalive`
     """
 
-    __slots__ = ("_answer", "_gate", "_queue", "_table", "ended", "key", "last", "peer", "single")
+    __slots__ = (
+        "_answer",
+        "_flow",
+        "_gate",
+        "_queue",
+        "_slot",
+        "_table",
+        "_upstream",
+        "asked",
+        "ended",
+        "key",
+        "last",
+        "peer",
+        "refused",
+        "single",
+    )
 
     def __init__(
         self, table: Sessions[K], key: K, peer: Endpoint, local: Endpoint, answer: Answer, single: bool
@@ -32,24 +61,40 @@ class Session(Datagrams, Generic[K]):
         super().__init__(local)
         self.key = key
         self.peer = peer
+        self.asked: Endpoint | None = None
         self.single = single
         self.ended = False
+        self.refused = False
         self.last = 0.0
         self._table = table
         self._answer = answer
-        self._queue: deque[Datagram] = deque()
+        self._queue: deque[Datagram] | None = None
         self._gate: Gate | None = None
+        self._flow: Flow | None = None
+        self._upstream: UdpSocket | None = None
+        self._slot = -1
 
     def offer(self, datagram: Datagram) -> bool:
         """Queue a datagram that came from the peer; False if the queue is full and it is dropped."""
-        if self.ended or len(self._queue) >= self._table.queue_size:
+        if self.ended:
             return False
-        self._queue.append(datagram)
+        if self._upstream is not None:
+            self._send_up((datagram,))
+            return True
+        queue = self._queue
+        if queue is None:
+            queue = self._queue = deque()
+        elif len(queue) >= self._table.queue_size:
+            return False
+        queue.append(datagram)
+        self._open()
+        return True
+
+    def _open(self) -> None:
         gate = self._gate
         if gate is not None:
             self._gate = None
             gate.open()
-        return True
 
     async def receive(self) -> Sequence[Datagram]:
         while not self._queue:
@@ -58,22 +103,135 @@ class Session(Datagrams, Generic[K]):
             gate = self._gate = Gate(self._table.hub)
             await gate.wait()
         batch = tuple(self._queue)
-        self._queue.clear()
+        self._queue = None
         return batch
 
     async def send(self, batch: Sequence[Datagram]) -> None:
         if self.ended:
             return
-        self.last = self._table.now()
+        self._table.touch(self)
         self._answer([Datagram(datagram.data, self.peer, datagram.stride) for datagram in batch])
         if self.single:
             self.end()
 
+    # ---- joined ----------------------------------------------------------------------------------
+    async def joined(self, flow: Flow, upstream: UdpSocket, idle: float) -> bool:
+        """Let the native library pass the datagrams to and from a connected socket until the session ends.
+
+        Return False if it cannot: nothing has been done then. Otherwise return after `idle` seconds (0: never) without
+        a datagram, too. `flow` takes the counts. Raise DialRefused if nobody listens at the target.
+        """
+        joints = self._table.joints
+        if joints is None or self.asked is None or upstream.peer is None:
+            return False
+        while self._queue and not self.ended:  # what came first goes first
+            batch = await self.receive()
+            await upstream.send(batch)
+            flow.meter.up += sum(len(datagram.data) for datagram in batch)
+            flow.packets += len(batch)
+        if self.ended:
+            return True
+        readiness = upstream.readiness
+        if readiness.registered:
+            readiness.hub.surrender(readiness.fd)
+            readiness.registered = False
+        slot = joints.join(self.peer, self.asked, readiness.fd, self)
+        if slot is None:
+            return False
+        self._slot, self._flow, self._upstream = slot, flow, upstream
+        gate = self._gate = Gate(self._table.hub)
+        timer = self._idle_timer(idle, gate) if idle else None
+        try:
+            await gate.wait()
+        finally:
+            self._gate = None
+            self._part()
+            self._flow = self._upstream = None
+            if timer is not None:
+                timer[0].cancel()
+        if self.refused:
+            raise DialRefused(f"nobody listens at {upstream.peer}")
+        return True
+
+    def _part(self) -> None:
+        joints = self._table.joints
+        if self._slot >= 0 and joints is not None:
+            joints.part(self._slot)
+        self._slot = -1
+
+    def _idle_timer(self, idle: float, gate: Gate) -> list[asyncio.TimerHandle]:
+        loop = self._table.hub.loop
+
+        def look() -> None:
+            left = self.last + idle - self._table.now()
+            if left <= 0:
+                gate.open()
+            else:
+                timers[0] = loop.call_later(left, look)
+
+        timers = [loop.call_later(idle, look)]
+        return timers
+
+    def _send_up(self, batch: Sequence[Datagram]) -> None:
+        """Send what has come another way than through the joint."""
+        assert self._upstream is not None
+        before = self._upstream.dropped
+        self._upstream.send_now(batch)
+        size = sum(len(datagram.data) for datagram in batch)
+        self.went_up(len(batch), size, self._upstream.dropped - before, 0)
+
+    def went_up(self, packets: int, size: int, dropped: int, error: int) -> None:
+        """Count what the joint has passed up."""
+        flow = self._flow
+        if flow is not None:
+            flow.meter.up += size
+            flow.packets += packets
+            self._table.touch(self)
+            if dropped:
+                self._table.dropped += dropped
+            if error:
+                self._note(error, flow)
+
+    def came_down(self, packets: int, size: int, dropped: int, error: int) -> None:
+        """Count what the joint has passed down."""
+        flow = self._flow
+        if flow is None:
+            return
+        if packets or dropped:
+            flow.meter.down += size
+            flow.packets += packets
+            self._table.touch(self)
+            self._table.dropped += dropped
+            if self.single:
+                self.end()
+                return
+        if error:
+            self._note(error, flow)
+
+    def left(self, data: bytes, stride: int) -> None:
+        """Answer what the joint could not."""
+        flow = self._flow
+        if flow is not None:
+            flow.meter.down += len(data)
+            flow.packets += 1
+            self._answer((Datagram(data, self.peer, stride),))
+            self._table.touch(self)
+            if self.single:
+                self.end()
+
+    def _note(self, error: int, flow: Flow) -> None:
+        """End a flow whose target's host says that nobody is there, if it never was: a server may be restarting."""
+        if error == errno.ECONNREFUSED and not flow.meter.down:
+            self.refused = True
+            self._open()
+
+    # ---- the end ---------------------------------------------------------------------------------
     def end(self) -> None:
         """End the session: `receive` returns what is queued, then the end. Idempotent."""
         if self.ended:
             return
         self.ended = True
+        self._part()
         self._table.forget(self)
         gate, self._gate = self._gate, None
         if gate is not None:
@@ -88,20 +246,24 @@ class Session(Datagrams, Generic[K]):
 
 
 class Sessions(Generic[K]):
-    """The table: bounded, oldest-idle first, swept by one timer.
+    """The table: bounded, in the order of last use, swept by one timer, which runs while there are sessions only.
 
-    ttl          seconds after which a session without traffic ends
+    ttl          seconds after which a session without traffic either way ends
     queue_size   datagrams held for a session that does not read
     limit        sessions at once; the one idle longest ends for a new one
+    dropped      datagrams that sessions have not taken, or sockets not sent
+    joints       what passes datagrams of joined sessions, None where the native library is not there
     """
 
-    def __init__(self, ttl: float, queue_size: int = 128, limit: int = 65536) -> None:
+    def __init__(self, ttl: float, queue_size: int = 128, limit: int = LIMIT) -> None:
         self.ttl = ttl
         self.queue_size = queue_size
         self.limit = limit
         self.dropped = 0
+        self.joints: Joints | None = None
         self.hub: Hub = current_hub()
         self.now = self.hub.loop.time
+        self._grain = ttl / _GRAIN
         self._table: OrderedDict[K, Session[K]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -112,9 +274,14 @@ class Sessions(Generic[K]):
         """Return the live session of `key` and note that it is in use."""
         session = self._table.get(key)
         if session is not None:
-            session.last = self.now()
-            self._table.move_to_end(key)
+            self.touch(session)
         return session
+
+    def touch(self, session: Session[K]) -> None:
+        """Note that a session is in use."""
+        session.last = self.now()
+        if not session.ended:
+            self._table.move_to_end(session.key)
 
     def open(self, key: K, peer: Endpoint, local: Endpoint, answer: Answer, *, single: bool = False) -> Session[K]:
         """Make the session of `key`."""
@@ -131,22 +298,85 @@ class Sessions(Generic[K]):
         """Take a session out of the table."""
         if self._table.get(session.key) is session:
             del self._table[session.key]
+            if not self._table and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def _sweep(self) -> None:
-        """End what has been idle for `ttl`; the table is in the order of last use by the peer, nearly."""
+        """End what has been idle for `ttl`: it is at the front."""
         self._timer = None
-        limit = self.now() - self.ttl
-        for session in list(self._table.values()):
-            if session.last <= limit:
-                session.end()
-        if self._table:
-            oldest = min(session.last for session in self._table.values())
-            self._timer = self.hub.loop.call_at(max(oldest + self.ttl, self.now() + self.ttl / 4), self._sweep)
+        now = self.now()
+        table = self._table
+        while table:
+            oldest = next(iter(table.values()))
+            left = oldest.last + self.ttl - now
+            if left > 0:
+                self._timer = self.hub.loop.call_later(max(left, self._grain), self._sweep)
+                return
+            oldest.end()
 
     def close(self) -> None:
         """End all sessions."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         for session in list(self._table.values()):
             session.end()
+        if self.joints is not None:
+            self.joints.close()
+            self.joints = None
+
+
+class Inlet(Generic[T]):
+    """What a socket's edges bring: `feed` is called in the very callback that tells of an edge.
+
+    So sessions that are there already cost no turn of the loop and no task; who waits here hears of new ones only.
+    `feed` takes all that is there, or calls `again`.
+    """
+
+    def __init__(self, readiness: Readiness, feed: Callable[[], list[T]]) -> None:
+        self._readiness = readiness
+        self._feed = feed
+        self._found: list[T] = []
+        self._gate: Gate | None = None
+
+    async def take(self) -> list[T]:
+        """Wait for something new; what a cancelled call would have returned the next one returns."""
+        self._readiness.claim(self._on_events)
+        while not self._found:
+            self._found += self._feed()
+            if not self._found:
+                gate = self._gate = Gate(self._readiness.hub)
+                await gate.wait()
+        found, self._found = self._found, []
+        return found
+
+    def _on_events(self, events: int) -> None:
+        if events & READABLE and self._readiness.fd >= 0:
+            self._found += self._feed()
+            if self._found:
+                self._open()
+
+    def again(self) -> None:
+        """Have `feed` called in the loop's next turn: the others have theirs, and nobody says that there is more."""
+        self._readiness.hub.call_ready(self._repeat)
+
+    def _repeat(self) -> None:
+        self._on_events(READABLE)
+
+    def close(self) -> None:
+        """Let who waits go on: it finds the socket closed. Before the socket closes, or after."""
+        self._open()
+
+    def _open(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.open()
+
+
+def offer(session: Session[Any], peer: Endpoint, data: Buffer, stride: int) -> None:
+    """Give a session what has arrived for it, single datagrams even where it came as a train."""
+    if not stride:
+        if not session.offer(Datagram(data, peer)):
+            session._table.dropped += 1
+        return
+    for start in range(0, len(data), stride):
+        if not session.offer(Datagram(data[start : start + stride], peer)):
+            session._table.dropped += 1

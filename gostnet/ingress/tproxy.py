@@ -17,7 +17,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from ..core.address import Endpoint, IPAddress
-from ..core.datagrams import Datagram, Datagrams
+from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.errors import ConnError, DialError, KernelError
 from ..core.flow import Flow
 from ..core.hub import READABLE
@@ -25,7 +25,8 @@ from ..core.options import Bytes, Seconds, group, opt
 from ..core.registry import register
 from ..core.resources import MARK_OWN, Resource
 from ..core.sockets import ListenOptions, Readiness, enlarge_buffers, is_own_address, listen_udp, make_socket
-from ..dataplane.sessions import Session, Sessions
+from ..dataplane.native.joints import CAPTURED, ROUNDS, joints
+from ..dataplane.sessions import Inlet, Session, Sessions, offer
 from ..pipeline.transport import Listener, ListenerContext, Source
 from ..wire import icmp
 from ..wire.ip import UDP, ipv4_packets, ipv6_packets, udp_payload
@@ -35,9 +36,6 @@ IP_RECVORIGDSTADDR = 20
 IPV6_RECVORIGDSTADDR = 74
 BATCH = 64
 """Datagrams taken from the kernel in a row."""
-
-ROUNDS = 8
-"""Times that this is done in one turn of the loop."""
 
 MIN_MTU = 1280
 """Bytes: fragments of this size pass any IPv6 link and, in practice, any IPv4 one."""
@@ -51,6 +49,7 @@ class ReduOptions:
 
     ttl: Seconds = opt(30.0, "Idle time after which a flow ends.")
     read_buffer_size: Bytes = opt(65535, "Accepted for compatibility; datagrams are never cut.")
+    reuseport: bool = opt(False, "Let several processes share the port (SO_REUSEPORT).")
     capture: CaptureOptions = group(CaptureOptions)
 
 
@@ -82,6 +81,11 @@ class RawSender:
             sock.close()
             raise
         return sock
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The sockets of IPv4 and IPv6, -1 for none."""
+        return self._v4.fileno(), self._v6.fileno() if self._v6 is not None else -1
 
     def send(self, source: Endpoint, destination: Endpoint, data: bytes) -> None:
         """Send one datagram; what the kernel refuses is dropped and counted."""
@@ -152,10 +156,13 @@ class _Captured(Sessions[Pair]):
         self._begun[key] = (flow, size)
 
     def forget(self, session: Session[Pair]) -> None:
-        """Take a session out; a destination that could not be reached is a port that nobody listens at."""
+        """Take a session out; a destination that could not be reached is a port that nobody listens at, to its client.
+
+        So is one whose own host has said so: what has come from there is told on.
+        """
         super().forget(session)
         flow, size = self._begun.pop(session.key, (None, 0))
-        if flow is not None and not flow.connected and isinstance(flow.error, DialError):
+        if flow is not None and isinstance(flow.error, DialError):
             self._sender.refuse(*session.key, size)
 
 
@@ -176,6 +183,8 @@ class ReduSource(Source[Session[Pair]]):
         self._readiness: Readiness | None = None
         self._sender: RawSender | None = None
         self._sessions: _Captured | None = None
+        self._inlet: Inlet[tuple[Flow, Session[Pair]]] | None = None
+        self._fresh: list[tuple[Flow, Session[Pair]]] = []
 
     @property
     def readiness(self) -> Readiness:
@@ -191,7 +200,8 @@ class ReduSource(Source[Session[Pair]]):
 
     async def open(self) -> None:
         """Bind; needs CAP_NET_ADMIN and CAP_NET_RAW. Raise KernelError."""
-        sock = listen_udp(self._wanted, ListenOptions(netns=self._context.netns, transparent=True))
+        listen = ListenOptions(netns=self._context.netns, transparent=True, reuse_port=self._options.reuseport)
+        sock = listen_udp(self._wanted, listen)
         try:
             sock.setsockopt(socket.SOL_IP, IP_RECVORIGDSTADDR, 1)
             if sock.family == socket.AF_INET6:
@@ -205,34 +215,46 @@ class ReduSource(Source[Session[Pair]]):
             raise
         self._readiness = Readiness(sock)
         self.address = Endpoint.from_sockaddr(sock.getsockname())
-        self._sessions = _Captured(self._options.ttl if self._options.ttl > 0 else 30.0, self.sender)
+        sessions = self._sessions = _Captured(self._options.ttl if self._options.ttl > 0 else 30.0, self.sender)
+        sessions.joints = joints(sessions.hub, sock, self._deliver, CAPTURED, self.sender.descriptors)
 
     async def accept(self) -> Sequence[tuple[Flow, Session[Pair]]]:
         """Feed the sessions; return new flows, their targets known."""
-        readiness = self.readiness
-        while True:
-            fresh = self.accept_now()
-            if fresh:
-                return fresh
-            await readiness.readable()
+        if self._inlet is None:
+            self._inlet = Inlet(self.readiness, self.accept_now)
+        return await self._inlet.take()
 
     def accept_now(self) -> list[tuple[Flow, Session[Pair]]]:
         """Feed the sessions with what has arrived; return new flows, [] if one shall wait for more."""
-        readiness = self.readiness
-        fresh: list[tuple[Flow, Session[Pair]]] = []
-        for left in reversed(range(ROUNDS)):
-            received = self._receive(readiness.sock)
-            if not received:
+        readiness, sessions = self.readiness, self._sessions
+        if sessions is None:
+            raise ConnError("closed by this side")
+        table = sessions.joints
+        for _ in range(ROUNDS):
+            if table is not None:
+                more = table.up()
+            else:
+                received = self._receive(readiness.sock)
+                more = len(received) == BATCH
+                for data, client, target in received:
+                    self._deliver(client, target, data, 0)
+            if self._fresh or not more:
                 break
-            for data, client, target in received:
-                fresh += self.take(data, client, target)
-            if fresh:
-                break
-            if not left:  # the others get their turn; nobody else will say that there is more
+        else:  # the others get their turn; nobody else will say that there is more
+            if self._inlet is not None:
+                self._inlet.again()
+            else:
                 readiness.hub.call_ready(partial(readiness.on_events, READABLE))
+        fresh, self._fresh = self._fresh, []
         return fresh
 
-    def take(self, data: bytes, client: Endpoint, target: Endpoint) -> list[tuple[Flow, Session[Pair]]]:
+    def _deliver(self, client: Endpoint, target: Endpoint, data: bytes, stride: int) -> None:
+        if self._sessions is not None:
+            self._fresh += self.take(data, client, target, stride)
+
+    def take(
+        self, data: bytes, client: Endpoint, target: Endpoint, stride: int = 0
+    ) -> list[tuple[Flow, Session[Pair]]]:
         """Give a datagram to its session; return that, with its flow, if it is a new one."""
         sessions = self._sessions
         assert sessions is not None
@@ -242,12 +264,12 @@ class ReduSource(Source[Session[Pair]]):
         if session is None:
             session = self._begin(sessions, client, target)
             flow = Flow("", client, self.address, "udp", target)
-            sessions.note(key, flow, len(data))
+            sessions.note(key, flow, stride or len(data))
             if target.port == self.address.port and is_own_address(target.host, self._context.netns):
                 flow.target = None
                 flow.reason = "not a captured datagram: it was sent to the listener itself"
             fresh.append((flow, session))
-        session.offer(Datagram(data, client))
+        offer(session, client, data, stride)
         return fresh
 
     def _begin(self, sessions: Sessions[Pair], client: Endpoint, target: Endpoint) -> Session[Pair]:
@@ -256,9 +278,12 @@ class ReduSource(Source[Session[Pair]]):
 
         def answer(batch: Sequence[Datagram]) -> None:
             for datagram in batch:
-                sender.send(target, client, bytes(datagram.data))
+                for data in pieces(datagram):
+                    sender.send(target, client, bytes(data))
 
-        return sessions.open((client, target), client, target, answer)
+        session = sessions.open((client, target), client, target, answer)
+        session.asked = target
+        return session
 
     @staticmethod
     def _receive(sock: socket.socket) -> list[tuple[bytes, Endpoint, Endpoint]]:
@@ -299,6 +324,8 @@ class ReduSource(Source[Session[Pair]]):
         if self._sender is not None:
             self._sender.close()
             self._sender = None
+        if self._inlet is not None:
+            self._inlet.close()
 
 
 def original_destination(control: list[tuple[int, int, bytes]]) -> Endpoint | None:

@@ -161,6 +161,10 @@ class Renamed(Datagrams):
     def abort(self) -> None:
         self._below.abort()
 
+    def transparent_over(self) -> Datagrams:
+        """Return the association below: its one peer is the same, whatever it is called."""
+        return self._below
+
 
 def pieces(datagram: Datagram) -> Sequence[bytes]:
     """Return the payloads in a datagram, as bytes of their own."""

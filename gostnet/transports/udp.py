@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.address import Endpoint
+from ..core import batches
+from ..core.address import ANY, Endpoint
+from ..core.batches import BATCH
 from ..core.datagrams import Datagram, Datagrams
+from ..core.errors import ConnError, KernelError
 from ..core.flow import Flow
 from ..core.options import Bytes, Seconds, opt
 from ..core.sockets import ListenOptions, UdpSocket, listen_udp
-from ..dataplane.sessions import Session, Sessions
+from ..core.stream import Buffer
+from ..dataplane.native.joints import PINNED, ROUNDS, joints
+from ..dataplane.sessions import Answer, Inlet, Session, Sessions, offer
 from ..pipeline.transport import Source
 
 
@@ -26,10 +31,18 @@ class UdpOptions:
     )
     read_queue_size: int = opt(128, "Datagrams held per peer; more are dropped.", aliases=("recvQueueSize",))
     stateless: bool = opt(False, "Treat every datagram as a peer of its own.")
+    reuseport: bool = opt(False, "Let several processes share the port (SO_REUSEPORT).")
 
 
-class UdpSource(Source[Session[Endpoint]]):
-    """A UDP socket whose peers are handed out one by one. No datagram, however odd, ends it."""
+Key = tuple[Endpoint, Endpoint]
+"""Of a session: its peer, and the address that the peer has asked, `ANY` where the listener has only one."""
+
+
+class UdpSource(Source[Session[Key]]):
+    """A UDP socket whose peers are handed out one by one. No datagram, however odd, ends it.
+
+    Where it is bound to no address in particular, answers leave from the address that was asked.
+    """
 
     network = "udp"
     yields = Datagrams
@@ -40,36 +53,88 @@ class UdpSource(Source[Session[Endpoint]]):
         self._options = options
         self._listen = ListenOptions(netns=netns)
         self._socket: UdpSocket | None = None
-        self._sessions: Sessions[Endpoint] | None = None
+        self._sessions: Sessions[Key] | None = None
+        self._inlet: Inlet[tuple[Flow, Session[Key]]] | None = None
+        self._stateless = options.stateless
+        self._single = options.stateless or not options.keepalive
+        self._fresh: list[tuple[Flow, Session[Key]]] = []
+        self._serial = 0
 
     async def open(self) -> None:
         """Bind; `address` then tells the port that was given."""
         options = self._options
         sock = listen_udp(self._wanted, self._listen)
         self.address = Endpoint.from_sockaddr(sock.getsockname())
-        self._socket = UdpSocket(sock, self.address)
-        self._sessions = Sessions(
+        pinned = self.address.host in ("::", "0.0.0.0")
+        try:
+            if pinned:
+                batches.pin(sock)
+        except OSError as exc:
+            sock.close()
+            raise KernelError(f"listen {self._wanted}", exc.errno or 0) from exc
+        self._socket = UdpSocket(sock, self.address, pinned=pinned)
+        sessions = self._sessions = Sessions(
             options.ttl if options.ttl > 0 else 5.0, options.read_queue_size if options.read_queue_size > 0 else 128
         )
+        if not self._stateless:
+            sessions.joints = joints(sessions.hub, sock, self._deliver, PINNED if pinned else 0)
+        self._inlet = Inlet(self._socket.readiness, self._feed)
 
-    async def accept(self) -> Sequence[tuple[Flow, Session[Endpoint]]]:
+    async def accept(self) -> Sequence[tuple[Flow, Session[Key]]]:
         """Feed the sessions; return those of new peers."""
-        socket, sessions = self._socket, self._sessions
-        assert socket is not None
-        assert sessions is not None
-        stateless = self._options.stateless
-        single = stateless or not self._options.keepalive
-        while True:
-            fresh: list[tuple[Flow, Session[Endpoint]]] = []
-            for datagram in await socket.receive():
-                session = None if stateless else sessions.find(datagram.peer)
-                if session is None:
-                    session = sessions.open(datagram.peer, datagram.peer, self.address, self._answer, single=single)
-                    fresh.append((Flow("", datagram.peer, self.address, "udp"), session))
-                if not session.offer(datagram):
-                    sessions.dropped += 1
-            if fresh:
-                return fresh
+        assert self._inlet is not None, "accept before open"
+        return await self._inlet.take()
+
+    def _feed(self) -> list[tuple[Flow, Session[Key]]]:
+        """Feed the sessions with what has arrived, in turns with the others."""
+        socket, sessions, inlet = self._socket, self._sessions, self._inlet
+        if socket is None or sessions is None or inlet is None:
+            raise ConnError("closed by this side")
+        table = sessions.joints
+        for _ in range(ROUNDS):
+            if table is not None:
+                more = table.up()
+            else:
+                received = socket.receive_now()
+                more = len(received) == BATCH
+                for datagram in received:
+                    self._deliver(datagram.peer, datagram.local or ANY, datagram.data, 0)
+            if self._fresh or not more:
+                break
+        else:
+            inlet.again()
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def _deliver(self, peer: Endpoint, asked: Endpoint, data: Buffer, stride: int) -> None:
+        """Give a datagram to its session, which is made if there is none."""
+        sessions = self._sessions
+        if sessions is None:
+            return
+        asked = Endpoint(asked.host, 0)
+        key = (peer, asked)
+        if self._stateless:
+            self._serial += 1
+            key = (peer, Endpoint(asked.host, self._serial))  # no port, but another number for each
+        session = sessions.find(key)
+        if session is None:
+            local = Endpoint(asked.host, self.address.port) if asked.host else self.address
+            session = sessions.open(key, peer, local, self._answer_from(asked), single=self._single)
+            if not self._stateless:
+                session.asked = asked
+            self._fresh.append((Flow("", peer, local, "udp"), session))
+        offer(session, peer, data, stride)
+
+    def _answer_from(self, asked: Endpoint) -> Answer:
+        if not asked.host:
+            return self._answer
+
+        def answer(batch: Sequence[Datagram]) -> None:
+            for datagram in batch:
+                datagram.local = asked
+            self._answer(batch)
+
+        return answer
 
     def _answer(self, batch: Sequence[Datagram]) -> None:
         if self._socket is not None:
@@ -81,9 +146,11 @@ class UdpSource(Source[Session[Endpoint]]):
 
     def abort(self) -> None:
         """Close the socket and end the sessions."""
-        if self._socket is not None:
-            self._socket.abort()
-            self._socket = None
         if self._sessions is not None:
             self._sessions.close()
             self._sessions = None
+        if self._socket is not None:
+            self._socket.abort()
+            self._socket = None
+        if self._inlet is not None:
+            self._inlet.close()

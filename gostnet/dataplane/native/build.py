@@ -1,4 +1,4 @@
-"""Compile relay.c into the shared library beside it: `python gostnet/dataplane/native/build.py`.
+"""Compile the C sources into the shared library beside them: `python gostnet/dataplane/native/build.py`.
 
 Run when the package is built or installed, without gostnet being importable: it uses the standard library only.
 """
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("relay.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("relay.c", "datagrams.c"))
 LIBRARY = Path(__file__).with_name("_relay.so")
 FLAGS = ("-std=c11", "-O2", "-g0", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 
@@ -22,7 +22,7 @@ def compile_relay(library: Path = LIBRARY, flags: tuple[str, ...] = FLAGS) -> st
     if not compiler:
         return "no C compiler"
     fresh = library.with_name(f"{library.name}.{os.getpid()}")
-    command = [*compiler.split(), *flags, "-o", str(fresh), str(SOURCE)]
+    command = [*compiler.split(), *flags, "-o", str(fresh), *map(str, SOURCES)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

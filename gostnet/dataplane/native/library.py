@@ -1,4 +1,4 @@
-"""The shared library of relay.c, called through ctypes.
+"""The shared library of relay.c and datagrams.c, called through ctypes.
 
 All calls are short and never wait for the network, so they are made with the interpreter lock held (PyDLL): giving it
 up and taking it back would cost more than most of them.
@@ -12,7 +12,7 @@ from functools import cache
 
 from .build import LIBRARY
 
-VERSION = 1
+VERSION = 2
 """Of the interface, as relay.c says it: a library left over from an older build is refused."""
 
 ENDED = 1
@@ -48,7 +48,7 @@ class Record(ctypes.Structure):
 
 
 class Library:
-    """The functions of relay.c, with their types."""
+    """The functions of relay.c and datagrams.c, with their types."""
 
     def __init__(self, path: str) -> None:
         """Load the library. Raise OSError when it cannot be, or is of another version."""
@@ -57,22 +57,30 @@ class Library:
         relay, number, unsigned = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32
 
         def function(name: str, result: object, *arguments: object) -> ctypes._NamedFuncPointer:
-            found = functions[f"gostnet_relay_{name}"]
+            found = functions[f"gostnet_{name}"]
             found.restype = result  # type: ignore[assignment]  # the stub knows types, this knows which
             found.argtypes = arguments  # type: ignore[assignment]
             return found
 
         try:
-            version = function("version", number)()
+            version = function("relay_version", number)()
             if version != VERSION:
                 raise OSError(f"{path} has version {version} of the interface, not {VERSION}")
-            self.start = function("start", relay, number)
-            self.add = function("add", ctypes.c_int64, relay, number, number, unsigned, unsigned)
-            self.cancel = function("cancel", None, relay, unsigned, records)
-            self.grant = function("grant", None, relay, unsigned, number, ctypes.c_uint64)
-            self.news = function("news", number, relay, records, number)
-            self.count = function("count", None, relay, unsigned, records)
-            self.moved = function("moved", number, relay, ctypes.POINTER(ctypes.c_uint32), records, number)
+            self.start = function("relay_start", relay, number)
+            self.add = function("relay_add", ctypes.c_int64, relay, number, number, unsigned, unsigned)
+            self.cancel = function("relay_cancel", None, relay, unsigned, records)
+            self.grant = function("relay_grant", None, relay, unsigned, number, ctypes.c_uint64)
+            self.news = function("relay_news", number, relay, records, number)
+            self.count = function("relay_count", None, relay, unsigned, records)
+            self.moved = function("relay_moved", number, relay, ctypes.POINTER(ctypes.c_uint32), records, number)
+            table, places = ctypes.c_void_p, (ctypes.c_void_p,) * 3
+            self.udp_open = function("udp_open", table, number, number, number, number, number)
+            self.udp_close = function("udp_close", None, table)
+            self.udp_descriptor = function("udp_descriptor", number, table)
+            self.udp_join = function("udp_join", number, table, ctypes.c_char_p, number)
+            self.udp_part = function("udp_part", None, table, number)
+            self.udp_up = function("udp_up", number, table, *places)
+            self.udp_down = function("udp_down", number, table, *places)
             # Waits for the thread, which may be in the middle of something: without the interpreter lock.
             stop = ctypes.CDLL(path)["gostnet_relay_stop"]
         except AttributeError as exc:
