@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Literal, cast
 
 from ..core.errors import ConfigError, ConnError, KernelError
@@ -86,8 +87,11 @@ def set_offload(fd: int, features: int) -> bool:
 
 
 def _lengthen_queue(name: str) -> None:
-    """Let more packets wait for the reader than the kernel's 500, which one sender at full speed overruns at once."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    """Let more packets wait for the reader than the kernel's 500, which one sender at full speed overruns at once.
+
+    The root of a user namespace may make a device and not do this to it: then the queue stays as it is.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, suppress(PermissionError):
         fcntl.ioctl(sock, _SIOCSIFTXQLEN, struct.pack("16si20x", name.encode(), QUEUE_LENGTH))
 
 
