@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
@@ -25,7 +26,10 @@ Answer = Callable[[Sequence[Datagram]], None]
 """Sends datagrams to a session's peer. Never blocks: what the socket does not take is dropped."""
 
 LIMIT: Final = 65536
-"""Sessions of one listener at once."""
+"""Sessions of one listener at once, at most: each has a descriptor, and a quarter of ours is left for others."""
+
+_SWEEP: Final = 64
+"""Sessions ended in one turn of the loop: the end of a flow takes some 10 us."""
 
 _GRAIN: Final = 64
 """Parts of the idle time: the timer runs no more often than that."""
@@ -250,15 +254,15 @@ class Sessions(Generic[K]):
 
     ttl          seconds after which a session without traffic either way ends
     queue_size   datagrams held for a session that does not read
-    limit        sessions at once; the one idle longest ends for a new one
+    limit        sessions at once, 0 for as many as descriptors allow; the one idle longest ends for a new one
     dropped      datagrams that sessions have not taken, or sockets not sent
     joints       what passes datagrams of joined sessions, None where the native library is not there
     """
 
-    def __init__(self, ttl: float, queue_size: int = 128, limit: int = LIMIT) -> None:
+    def __init__(self, ttl: float, queue_size: int = 128, limit: int = 0) -> None:
         self.ttl = ttl
         self.queue_size = queue_size
-        self.limit = limit
+        self.limit = limit or min(LIMIT, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4))
         self.dropped = 0
         self.joints: Joints | None = None
         self.hub: Hub = current_hub()
@@ -307,13 +311,17 @@ class Sessions(Generic[K]):
         self._timer = None
         now = self.now()
         table = self._table
-        while table:
+        for _ in range(_SWEEP):
+            if not table:
+                return
             oldest = next(iter(table.values()))
             left = oldest.last + self.ttl - now
             if left > 0:
                 self._timer = self.hub.loop.call_later(max(left, self._grain), self._sweep)
                 return
             oldest.end()
+        if table:
+            self._timer = self.hub.loop.call_later(0, self._sweep)
 
     def close(self) -> None:
         """End all sessions."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagram
@@ -53,6 +55,42 @@ def test_the_table_is_bounded_by_ending_who_is_idle_longest() -> None:
         sessions.open(3, PEER, HERE, lambda batch: None)
         assert second.ended
         assert not first.ended
+        sessions.close()
+
+    run(main())
+
+
+def test_many_sessions_expire_a_few_at_a_time_and_leave_no_timer() -> None:
+    async def main() -> None:
+        sessions: Sessions[int] = Sessions(ttl=0.05, limit=100_000)
+        made = [sessions.open(n, PEER, HERE, lambda batch: None) for n in range(1000)]
+        left: list[int] = []
+        while len(sessions):
+            await asyncio.sleep(0)
+            left.append(len(sessions))
+        assert all(session.ended for session in made)
+        assert max(before - after for before, after in itertools.pairwise(left)) <= 64
+        assert sessions._timer is None
+
+    run(main())
+
+
+def test_a_table_of_many_is_cheap_to_use_and_to_fill_beyond_its_limit() -> None:
+    async def main() -> None:
+        sessions: Sessions[int] = Sessions(ttl=60, limit=100_000)
+        for number in range(100_000):
+            sessions.open(number, PEER, HERE, lambda batch: None)
+        begun = time.process_time()
+        for number in range(0, 20_000, 2):
+            assert sessions.find(number) is not None
+        for number in range(100_000, 110_000):
+            sessions.open(number, PEER, HERE, lambda batch: None)
+        # A scan of the table for each of these would take minutes.
+        assert time.process_time() - begun < 5
+        assert len(sessions) == 100_000
+        assert sessions.find(0) is not None
+        assert sessions.find(1) is None
+        assert sessions.find(20_001) is not None
         sessions.close()
 
     run(main())

@@ -713,15 +713,16 @@ EXPORT int gostnet_udp_down(struct table *t, struct run *runs, struct arrival *a
         }
         if (!t->captured)
             queue(t, flow, false, used, run);
-        else
+        else {
+            bool behind = false; /* what comes after one that is left stays behind it */
             for (int i = used; i < used + count; i++) {
                 struct message *message = &t->messages[i];
                 const uint8_t *data = t->data + (size_t)i * SLOT;
                 uint32_t step = message->stride ? message->stride : message->size, at = 0;
                 do {
                     uint32_t size = message->size - at < step ? message->size - at : step;
-                    if (!queue_raw(t, flow, data + at, size, run)) {
-                        /* The same for all of a train but, maybe, the last one. */
+                    behind = behind || !queue_raw(t, flow, data + at, size, run);
+                    if (behind) {
                         arrivals[counts[1]++] = (struct arrival){
                             flow->key, message->size - at, message->stride, slot, data + at};
                         break;
@@ -729,6 +730,7 @@ EXPORT int gostnet_udp_down(struct table *t, struct run *runs, struct arrival *a
                     at += step;
                 } while (at < message->size);
             }
+        }
         used += count;
     }
     flush(t);
