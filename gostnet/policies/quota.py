@@ -229,7 +229,11 @@ class Store:
         return {name: record for name, record in found.items() if isinstance(record, dict)}
 
     def write(self, records: Mapping[str, Mapping[str, Any]]) -> None:
-        """Put `records` among those that are there, by a new file under the old name. Raise OSError."""
+        """Put `records` among those that are there, by a new file under the old name; make its directory.
+
+        Raise OSError.
+        """
+        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
             known = self.read()
         except ValueError:
@@ -300,7 +304,7 @@ class Keeper:
                     try:
                         await self._threads.run(Store(path).write, records)
                     except OSError as exc:
-                        self._tell(f"quotas: {path}: {exc.strerror or exc}")
+                        self._failed(path, records, exc)
                 for name in names:
                     due[name] = now + max(_PERIOD, self.quotas[name][0].terms.flush)
         finally:
@@ -312,7 +316,13 @@ class Keeper:
             try:
                 Store(path).write(records)
             except OSError as exc:
-                self._tell(f"quotas: {path}: {exc.strerror or exc}")
+                self._failed(path, records, exc)
+
+    def _failed(self, path: str, names: Iterable[str], exc: OSError) -> None:
+        """Tell that nothing was written; the counts wait for the next time."""
+        self._tell(f"quotas: {path}: {exc.strerror or exc}")
+        for name in names:
+            self.quotas[name][0].changed = True
 
     def _changed(self, names: Iterable[str]) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the records to be written, by file; they count as written."""

@@ -205,6 +205,33 @@ def test_it_is_written_while_it_runs_and_only_when_it_has_changed(tmp_path: Path
     run(main())
 
 
+def test_the_directory_of_the_file_is_made(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "lib" / "gostnet" / "quota.json"))
+    store.write({"q": {"used": 5}})
+    assert store.read() == {"q": {"used": 5}}
+
+
+def test_what_could_not_be_written_is_written_when_it_can(tmp_path: Path) -> None:
+    path = tmp_path / "lib" / "quota.json"
+    path.parent.write_text("a file in the place of a directory")
+
+    async def main() -> None:
+        quota = Quota("q", Terms())
+        keeper, threads = kept(path, quota)
+        told: list[str] = []
+        keeper._report = told.append
+        grant(sides(quota).up, 5)
+        keeper.save()
+        path.parent.unlink()
+        keeper.save()
+        assert json.loads(path.read_text())["q"]["used"] == 5
+        assert len(told) == 1
+        assert str(path) in told[0]
+        threads.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("text", ["nonsense", "[]", '{"q": 5}', '{"q": {"used": "5", "startsAt": 0, "expiresAt": 0}}'])
 def test_a_file_that_makes_no_sense_is_told_and_begins_at_0(tmp_path: Path, text: str) -> None:
     path = tmp_path / "quota.json"
