@@ -732,6 +732,20 @@ def listen_udp(address: Endpoint, options: ListenOptions = ListenOptions()) -> s
     return sock
 
 
+def listening_udp(address: Endpoint, options: ListenOptions = ListenOptions()) -> UdpSocket:
+    """Bind a UDP socket that answers from where it was asked: one for all addresses pins. Raise as `listen_udp`."""
+    sock = listen_udp(address, options)
+    local = Endpoint.from_sockaddr(sock.getsockname())
+    everywhere = local.host in ("::", "0.0.0.0")
+    try:
+        if everywhere:
+            batches.pin(sock)
+    except OSError as exc:
+        sock.close()
+        raise KernelError(f"listen {address}", exc.errno or 0) from exc
+    return UdpSocket(sock, local, pinned=everywhere)
+
+
 UDP_BUFFER = 4 << 20
 """Bytes of socket buffer asked for UDP: the default of 208 KiB loses bursts at a gigabit."""
 

@@ -10,7 +10,7 @@ from ..core.address import Endpoint
 from ..core.datagrams import Datagram, Datagrams
 from ..core.flow import Flow
 from ..core.options import Bytes, Seconds, opt
-from ..core.sockets import ListenOptions, UdpSocket, listen_udp
+from ..core.sockets import ListenOptions, UdpSocket, listening_udp
 from ..pipeline.transport import Listener, ListenerContext, Source
 from .tcp import TcpOptions, TcpSource
 
@@ -44,15 +44,14 @@ class DnsUdpSource(Source[Datagrams]):
 
     async def open(self) -> None:
         """Bind; `address` then tells the port that was given."""
-        sock = listen_udp(self._wanted, self._listen)
-        self.address = Endpoint.from_sockaddr(sock.getsockname())
-        self._socket = UdpSocket(sock, self.address)
+        self._socket = listening_udp(self._wanted, self._listen)
+        self.address = self._socket.local
 
     async def accept(self) -> Sequence[tuple[Flow, Datagrams]]:
         """Return what has arrived."""
         assert self._socket is not None, "accept before open"
         batch = await self._socket.receive()
-        return [(Flow("", item.peer, self.address, "udp"), Question(item, self)) for item in batch]
+        return [(Flow("", item.peer, item.local or self.address, "udp"), Question(item, self)) for item in batch]
 
     def answer(self, batch: Sequence[Datagram]) -> None:
         """Send without waiting; nothing once the socket is closed."""
@@ -71,12 +70,13 @@ class DnsUdpSource(Source[Datagrams]):
 
 
 class Question(Datagrams):
-    """What one datagram brought, and the way back to its sender."""
+    """What one datagram brought, and the way back to its sender, from the address that was asked."""
 
-    __slots__ = ("_datagram", "_source")
+    __slots__ = ("_asked", "_datagram", "_source")
 
     def __init__(self, datagram: Datagram, source: DnsUdpSource) -> None:
-        super().__init__(source.address)
+        super().__init__(datagram.local or source.address)
+        self._asked = datagram.local
         self._datagram: Datagram | None = datagram
         self._source = source
 
@@ -85,6 +85,8 @@ class Question(Datagrams):
         return () if datagram is None else (datagram,)
 
     async def send(self, batch: Sequence[Datagram]) -> None:
+        for datagram in batch:
+            datagram.local = self._asked
         self._source.answer(batch)
 
     async def aclose(self) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core import batches
 from ..core.address import ANY, Endpoint
 from ..core.batches import BATCH
 from ..core.datagrams import Datagram, Datagrams
-from ..core.errors import ConnError, KernelError
+from ..core.errors import ConnError
 from ..core.flow import Flow
 from ..core.options import Bytes, Seconds, opt
-from ..core.sockets import ListenOptions, UdpSocket, listen_udp
+from ..core.sockets import ListenOptions, UdpSocket, listening_udp
 from ..core.stream import Buffer
 from ..dataplane.native.joints import PINNED, ROUNDS, joints
 from ..dataplane.sessions import Answer, Inlet, Session, Sessions, offer
@@ -51,7 +50,7 @@ class UdpSource(Source[Session[Key]]):
         self.address = address
         self._wanted = address
         self._options = options
-        self._listen = ListenOptions(netns=netns)
+        self._listen = ListenOptions(netns=netns, reuse_port=options.reuseport)
         self._socket: UdpSocket | None = None
         self._sessions: Sessions[Key] | None = None
         self._inlet: Inlet[tuple[Flow, Session[Key]]] | None = None
@@ -63,22 +62,14 @@ class UdpSource(Source[Session[Key]]):
     async def open(self) -> None:
         """Bind; `address` then tells the port that was given."""
         options = self._options
-        sock = listen_udp(self._wanted, self._listen)
-        self.address = Endpoint.from_sockaddr(sock.getsockname())
-        pinned = self.address.host in ("::", "0.0.0.0")
-        try:
-            if pinned:
-                batches.pin(sock)
-        except OSError as exc:
-            sock.close()
-            raise KernelError(f"listen {self._wanted}", exc.errno or 0) from exc
-        self._socket = UdpSocket(sock, self.address, pinned=pinned)
+        socket = self._socket = listening_udp(self._wanted, self._listen)
+        self.address = socket.local
         sessions = self._sessions = Sessions(
             options.ttl if options.ttl > 0 else 5.0, options.read_queue_size if options.read_queue_size > 0 else 128
         )
         if not self._stateless:
-            sessions.joints = joints(sessions.hub, sock, self._deliver, PINNED if pinned else 0)
-        self._inlet = Inlet(self._socket.readiness, self._feed)
+            sessions.joints = joints(sessions.hub, socket.sock, self._deliver, PINNED if socket.pinned else 0)
+        self._inlet = Inlet(socket.readiness, self._feed)
 
     async def accept(self) -> Sequence[tuple[Flow, Session[Key]]]:
         """Feed the sessions; return those of new peers."""
