@@ -22,6 +22,7 @@ from ..pipeline.service import Service
 from .assemble import Assembler, Assembly
 from .catalog import catalog
 from .checking import check_loaded
+from .direct import DirectKeeper, DirectWays
 from .hooks import run_hooks
 from .kernel import KernelState, Wanted, wanted_by
 from .names import system_resolver
@@ -85,6 +86,7 @@ class Daemon:
         self._invocation = invocation
         self._loader = loader
         self._running: dict[str, _Running] = {}
+        self._direct = DirectWays({})
         self._assembly: Assembly | None = None
         self._kernel = KernelState(invocation.instance)
         self._loading = Scope("loaders")
@@ -141,7 +143,8 @@ class Daemon:
                 await run_hooks("pre-up", assembly.hooks[service.name].pre_up, service.log)
                 await service.open()
                 opened.append(service)
-            await in_thread(self._kernel.apply, _wanted(assembly))
+            self._direct = DirectWays(assembly.services)
+            await in_thread(self._direct.apply, self._kernel, _wanted(assembly))
         except BaseException:
             for service in opened:
                 await service.aclose()
@@ -156,8 +159,10 @@ class Daemon:
     def _keep_routes(self, assembly: Assembly) -> None:
         """Follow the tables of routers, and links that come and go, until the next reload."""
         self._keeping = Scope("routes")
-        keeper = RouteKeeper(self._kernel, assembly.log)
+        keeper = RouteKeeper(self._direct.before(self._kernel), assembly.log)
         self._keeping.start(keeper.run(assembly.routes, lambda: _wanted(assembly)))
+        direct = DirectKeeper(self._kernel, assembly.log)
+        self._keeping.start(direct.run(self._direct, lambda: _wanted(assembly)))
 
     def _keep_loading(self, assembly: Assembly) -> None:
         """Read the sources of policies again, and probe nodes, from time to time until the next reload."""
@@ -276,14 +281,15 @@ class Daemon:
                     await service.open()
                     opened.append(service)
             wanted = [old.services[name] for name in kept] + opened
-            await in_thread(self._kernel.apply, fresh.routes.added_to(wanted_by(wanted)))
+            ways = DirectWays(fresh.services)
+            await in_thread(ways.apply, self._kernel, fresh.routes.added_to(wanted_by(wanted)))
         except BaseException:
             for service in opened:
                 await service.aclose()
             for service in closed:
                 await service.open()
                 self._serve(service, scope)
-            await in_thread(self._kernel.apply, _wanted(old))
+            await in_thread(self._direct.apply, self._kernel, _wanted(old))
             self._keep_routes(old)
             raise
         for name in kept:
@@ -299,6 +305,7 @@ class Daemon:
         await self._stop_loading(old, fresh)
         fresh.routes.take_over(old.routes)
         self._keep_loading(fresh)
+        self._direct = ways
         self._keep_routes(fresh)
         old_log, self._assembly = old.log, fresh
         if old_log.sink is not fresh.log.sink:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..config.argv import Invocation
 from ..config.load import Loader
@@ -33,6 +33,27 @@ def wanted_by(services: Iterable[Service]) -> dict[str, list[Resource]]:
         if resources:
             wanted.setdefault(service.listener.netns, []).extend(resources)
     return wanted
+
+
+class Holds(Protocol):
+    """What makes the kernel hold resources, in this process or in another; called in threads."""
+
+    @property
+    def left_out(self) -> dict[Key, KernelError]:
+        """What the kernel has refused at the last `apply`, and could be done without."""
+
+    def apply(self, wanted: Wanted) -> list[Step]:
+        """Make the kernel hold `wanted`. Raise GostnetError, with nothing half done."""
+
+
+class Kernel(Holds, Protocol):
+    """The same from the first to the last."""
+
+    def recover(self) -> list[Step]:
+        """Undo what dead instances left."""
+
+    def rollback(self) -> list[Step]:
+        """Undo everything and close."""
 
 
 class KernelState:
@@ -99,6 +120,7 @@ def plan(invocation: Invocation) -> int:
     from ..kernel.provision import Provisioner
     from .checking import check_loaded
     from .daemon import assemble
+    from .direct import DirectWays, notes
 
     loaded = Loader(invocation).load()
     findings = check_loaded(loaded, strict=invocation.strict, lenient=invocation.lenient)
@@ -109,13 +131,15 @@ def plan(invocation: Invocation) -> int:
     try:
         assembly = assemble(loaded, lenient=invocation.lenient)
         steps: list[Step] = []
-        for netns, resources in assembly.routes.added_to(wanted_by(assembly.services.values())).items():
+        ways = DirectWays(assembly.services)
+        wanted = ways.added_to(assembly.routes.added_to(wanted_by(assembly.services.values())))
+        for netns, resources in wanted.items():
             with Provisioner(invocation.instance, netns=netns or None) as provisioner:
                 steps += provisioner.plan(resources)
     except GostnetError as exc:
         print(f"gostnet: error: {exc} [{exc.code}]", file=sys.stderr)
         return 1
-    _print_steps(steps, "no changes", invocation.json)
+    _print_steps(steps, "no changes", invocation.json, notes(ways))
     return 0
 
 
@@ -134,12 +158,15 @@ def rollback(invocation: Invocation) -> int:
     return 1 if any(step.verb == "keep" for step in steps) else 0
 
 
-def _print_steps(steps: Sequence[Step], none: str, as_json: bool) -> None:
+def _print_steps(steps: Sequence[Step], none: str, as_json: bool, remarks: Sequence[str] = ()) -> None:
     lines = [line for step in steps for line in str(step).splitlines()]
     if as_json:
-        print(json.dumps({"steps": lines}, indent=2))
+        print(json.dumps({"steps": lines, **({"notes": remarks} if remarks else {})}, indent=2))
     elif lines:
         print("\n".join(lines))
     else:
         print(none)
+    if not as_json:
+        for remark in remarks:
+            print(f"# {remark}")
     sys.stdout.flush()

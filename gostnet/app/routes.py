@@ -12,7 +12,7 @@ from ..core.log import Logger
 from ..core.resources import Resource
 from ..core.tasks import in_thread
 from ..policies.routers import StaticRouter
-from .kernel import KernelState, Wanted
+from .kernel import Holds, Wanted
 
 SETTLE = 0.2
 """Seconds that changes have to settle: links and addresses come in groups."""
@@ -72,7 +72,7 @@ class RouteKeeper:
     removed comes back.
     """
 
-    def __init__(self, kernel: KernelState, log: Logger) -> None:
+    def __init__(self, kernel: Holds, log: Logger) -> None:
         self._kernel = kernel
         self._log = log
         self._told: dict[str, str] = {}

@@ -31,6 +31,9 @@ CONNECTION_OWN = 0x01000000
 CONNECTION_CAPTURED = 0x02000000
 """The bit of conntrack marks that follows a TCP connection whose first packet was captured."""
 
+CONNECTION_DIRECT = 0x04000000
+"""The bit of conntrack marks of connections that a capture has let go their own way."""
+
 ROUTE_PROTOCOL = 250
 """The origin that our routes and rules carry."""
 
@@ -84,6 +87,38 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranges:
+    """Addresses as ranges: first and last one of each in network order, packed, ascending and apart."""
+
+    v4: bytes = field(default=b"", repr=False)
+    v6: bytes = field(default=b"", repr=False)
+
+    def __len__(self) -> int:
+        return len(self.v4) // 8 + len(self.v6) // 32
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """Destinations of a capture that its service would send out directly, so that the kernel may as well.
+
+    ranges      at any port
+    ports       only at these ports, as inclusive ranges
+    forwarded   also of what enters by interfaces: this host forwards it, with its own address as the source
+    local       also of what the host's own processes send
+    """
+
+    ranges: Ranges = Ranges()
+    ports: tuple[tuple[tuple[tuple[int, int], ...], Ranges], ...] = ()
+    forwarded: bool = False
+    local: bool = False
+
+    def has(self, version: int) -> bool:
+        """Tell whether there are addresses of an IP version."""
+        every = (self.ranges, *(ranges for _, ranges in self.ports))
+        return any(ranges.v4 if version == 4 else ranges.v6 for ranges in every)
+
+
+@dataclass(frozen=True, slots=True)
 class Capture(Resource):
     """Traffic that a listener wants: declared by it, compiled to the resources below, never put as it is.
 
@@ -97,6 +132,9 @@ class Capture(Resource):
     ports        only these destination ports, as inclusive ranges; () for any
     address      of the listener, "" for any; then only traffic of its IP version is taken
     device       what `local` takes goes through this device, whose packets come back in, instead of lo
+    direct       whether destinations that the service sends out directly may stay in the kernel: as far as nobody can
+                 tell the difference (auto), in any case (kernel), or never (user)
+    around       those destinations
     """
 
     kind: ClassVar[str] = "capture"
@@ -112,6 +150,8 @@ class Capture(Resource):
     ports: tuple[tuple[int, int], ...] = ()
     address: str = ""
     device: str = ""
+    direct: Literal["auto", "kernel", "user"] = "auto"
+    around: Around | None = None
 
     @property
     def key(self) -> Key:
@@ -318,11 +358,15 @@ class Rule(Resource):
 # ---- nftables -----------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class NftSet:
-    """A named set. `elements` are networks or inclusive ranges of ports (`80`, `8000-8100`) that do not overlap."""
+    """A named set. `elements` are networks or inclusive ranges of ports (`80`, `8000-8100`) that do not overlap.
+
+    packed    instead of them, ranges of addresses as in `Ranges`; the name then stands for the content
+    """
 
     name: str
     type: Literal["ipv4_addr", "ipv6_addr", "inet_service", "fib_addrtype"]
     elements: tuple[str, ...]
+    packed: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import Literal
+from typing import Literal, cast
 
 from ..core.address import Endpoint
 from ..core.errors import ConfigError
@@ -20,6 +20,12 @@ class CaptureOptions:
     exclude: CommaList = opt([], "Destinations (networks or addresses) that are left alone.", key="capture.exclude")
     sources: CommaList = opt([], "Only traffic from these networks; does not concern `local`.", key="capture.sources")
     ports: CommaList = opt([], "Only these destination ports, such as 80,443,8000-8100.", key="capture.ports")
+    direct: str = opt(
+        "auto",
+        "Whether destinations that bypasses send out directly stay in the kernel: where nobody can tell the difference"
+        " (auto), always (kernel), never (user).",
+        choices=("auto", "kernel", "user"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,7 @@ class CaptureRequest:
     exclude: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     ports: tuple[tuple[int, int], ...] = field(default=())
+    direct: Literal["auto", "kernel", "user"] = "auto"
 
     @classmethod
     def of(cls, options: CaptureOptions, path: str) -> CaptureRequest | None:
@@ -40,6 +47,8 @@ class CaptureRequest:
             for key, value in (("exclude", options.exclude), ("sources", options.sources), ("ports", options.ports)):
                 if value:
                     raise ConfigError(f"{path}.capture.{key}", "says nothing without `capture`", code="capture.unused")
+            if options.direct != "auto":
+                raise ConfigError(f"{path}.direct", "says nothing without `capture`", code="capture.unused")
             return None
         for name in wanted:
             if len(name.encode()) > 15 or "/" in name or name.split() != [name]:
@@ -50,6 +59,7 @@ class CaptureRequest:
             _networks(options.exclude, f"{path}.capture.exclude"),
             _networks(options.sources, f"{path}.capture.sources"),
             tuple(_port_range(text, f"{path}.capture.ports") for text in options.ports),
+            cast(Literal["auto", "kernel", "user"], options.direct),
         )
 
     def resource(
@@ -74,6 +84,7 @@ class CaptureRequest:
             self.ports,
             address,
             device,
+            self.direct,
         )
 
 

@@ -10,6 +10,9 @@ What is never captured, whatever the configuration says:
 - destinations that are local, broadcast, multicast, anycast or link-local, and DHCP. Neighbour discovery and all
   other ICMP are not TCP or UDP, so they never get this far.
 
+What a capture goes around (`Around`) is decided when a flow begins: a bit of the conntrack mark keeps datagrams on the
+way that their flow has begun, also when a reload decides otherwise about new ones.
+
 All chains are at priority -95, behind the usual one of destination NAT (-100), to see what that has done. TPROXY
 needs no sysctl: the rule for a diverted packet names the interface, therefore neither reverse path filtering with
 src_valid_mark nor a firewall's own reverse lookup meets it.
@@ -31,6 +34,7 @@ from typing import Literal
 from gostnet.core.errors import ConfigError
 from gostnet.core.resources import (
     CONNECTION_CAPTURED,
+    CONNECTION_DIRECT,
     CONNECTION_OWN,
     FIRST_TABLE,
     MAIN_TABLE,
@@ -40,6 +44,7 @@ from gostnet.core.resources import (
     MARK_RETURNING,
     RULES_A_SLOT,
     SLOTS,
+    Around,
     Capture,
     Inlet,
     NftChain,
@@ -47,14 +52,17 @@ from gostnet.core.resources import (
     NftSet,
     NftStatement,
     NftTable,
+    Ranges,
     Resource,
     Route,
     Rule,
+    Sysctl,
     return_table,
     routed_table,
 )
 
 from . import nft_expr as nft
+from .masquerade import FORWARDING, SOURCE_NAT
 from .nft_expr import Term
 
 PRIORITY = -95
@@ -109,9 +117,16 @@ def compile_captures(
             resources.append(Route(everything, back, device=returning))
             resources.append(Rule(version, number, back, MARK_RETURNING, MARK_MASK, "lo"))
         resources += _routed(inlets, version, slot)
+        if any(_forwards(capture) and capture.around.has(version) for capture in captures if capture.around):
+            resources.append(Sysctl(FORWARDING[version], "1"))
     content = tuple(_Table(captures, inlets).build())
     resources.append(NftTable(table_name(instance), content, note=f"slot {slot}"))
     return tuple(resources)
+
+
+def _forwards(capture: Capture) -> bool:
+    """Tell whether the host forwards something instead of capturing it."""
+    return capture.around is not None and capture.around.forwarded and bool(capture.interfaces)
 
 
 def _return_device(captures: Sequence[Capture]) -> str:
@@ -225,6 +240,10 @@ def _ranges(ports: Iterable[tuple[int, int]]) -> tuple[str, ...]:
     return tuple(str(low) if low == high else f"{low}-{high}" for low, high in merged)
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 class _Table:
     """Collects sets, chains and rules; a chain exists as soon as it is named, before a rule jumps to it."""
 
@@ -250,6 +269,9 @@ class _Table:
             self._divert(diverted)
         if any(inlet.ways or not inlet.tcp for _, inlet in self.inlets):
             self._keep_away()
+        forwarding = [c for _, c in self.captures if _forwards(c)]
+        if forwarding:
+            self._hide(forwarding)
         return [*self.sets, *self.chains, *self.rules]
 
     # -- pieces --
@@ -269,9 +291,17 @@ class _Table:
         self, word: str, kind: Literal["ipv4_addr", "ipv6_addr", "inet_service"], elements: tuple[str, ...]
     ) -> str:
         """Return the name of a set with this content, which is part of the name: see `nft_table`."""
-        name = f"{word}_{hashlib.sha256(' '.join(elements).encode()).hexdigest()[:12]}"
+        name = f"{word}_{_digest(' '.join(elements).encode())}"
         if all(of.name != name for of in self.sets):
             self.sets.append(NftSet(name, kind, elements))
+        return name
+
+    def _range_set(self, ranges: Ranges, version: int) -> str:
+        """Return the name of the set of the ranges of one IP version, "" for none."""
+        packed = ranges.v4 if version == 4 else ranges.v6
+        name = f"direct{version}_{_digest(packed)}" if packed else ""
+        if packed and all(of.name != name for of in self.sets):
+            self.sets.append(NftSet(name, _SET_TYPES[version], (), packed))
         return name
 
     def _never(self) -> None:
@@ -305,6 +335,38 @@ class _Table:
         if capture.ports:
             name = self._set("ports", "inet_service", _ranges(capture.ports))
             self._rule(chain, nft.port_in(_NUMBERS[capture.protocol], name, negate=True), nft.back())
+        around = capture.around
+        if around is not None and ((place == "interface" and around.forwarded) or (place == "local" and around.local)):
+            self._go_around(chain, capture, around)
+
+    def _go_around(self, chain: str, capture: Capture, around: Around) -> None:
+        """Let go what would go out directly: it is decided, so no other capture gets it either."""
+        number, comment = _NUMBERS[capture.protocol], f"{capture.service}: direct"
+        note = nft.set_connection_mark(CONNECTION_DIRECT)
+        if capture.protocol == "tcp":
+            begins = nft.first_segment()
+        else:
+            begins = nft.connection_mark(CONNECTION_CAPTURED, negate=True)
+            known = nft.protocol(number), nft.connection_mark(CONNECTION_DIRECT)
+            self._rule(chain, *known, nft.count(), nft.accept(), comment=comment)
+        for ports, ranges in (((), around.ranges), *around.ports):
+            where = []
+            if ports:
+                where.append(nft.port_in(number, self._set("ports", "inet_service", _ranges(ports))))
+            elif capture.protocol == "udp":
+                where.append(nft.protocol(number))
+            for version in _SET_TYPES:
+                name = self._range_set(ranges, version)
+                if name:
+                    terms = begins, nft.address_in("daddr", version, name), *where
+                    self._rule(chain, *terms, note, nft.count(), nft.accept(), comment=comment)
+
+    def _hide(self, captures: Sequence[Capture]) -> None:
+        """Give what this host forwards instead of capturing the host's own address, as the service would."""
+        self.chains.append(NftChain("direct_masquerade", "postrouting", "nat", SOURCE_NAT))
+        for name in sorted({name for capture in captures for name in capture.interfaces}):
+            terms = nft.enters_by(name), nft.connection_mark(CONNECTION_DIRECT), nft.count(), nft.masquerade()
+            self._rule("direct_masquerade", *terms)
 
     def _dispatch(
         self, chain: str, captures: Sequence[tuple[int, Capture]], place: Place, action: Callable[[Capture], Term]
@@ -490,4 +552,5 @@ def _known() -> Term:
 
 
 def _followed(capture: Capture) -> list[Term]:
-    return [nft.set_connection_mark(CONNECTION_CAPTURED)] if capture.protocol == "tcp" else []
+    follows = capture.protocol == "tcp" or capture.around is not None
+    return [nft.set_connection_mark(CONNECTION_CAPTURED)] if follows else []

@@ -21,13 +21,14 @@ SOURCE_NAT = 100
 MANGLE = -150
 """Priority at which it changes packets, before anything filters them."""
 
-_FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+"""The setting by which the host forwards, by IP version."""
 
 
 def sysctls_of(wanted: Sequence[Masquerade]) -> tuple[Resource, ...]:
     """Return what makes the host forward, for the IP versions that are in use."""
     versions = {ip_network(text).version for item in wanted for text in item.networks}
-    return tuple(Sysctl(_FORWARDING[version], "1") for version in sorted(versions))
+    return tuple(Sysctl(FORWARDING[version], "1") for version in sorted(versions))
 
 
 def statements_of(wanted: Sequence[Masquerade]) -> tuple[NftStatement, ...]:

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST
@@ -36,6 +36,7 @@ _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting":
 _SET_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "inet_service": (13, 2), "fib_addrtype": (38, 4)}
 _FIB_TYPES = {"unicast": 1, "local": 2, "broadcast": 3, "anycast": 4, "multicast": 5}
 _ELEMENTS_A_MESSAGE = 1000  # an attribute holds 64 KiB at most
+_ELEMENTS_SHOWN = 64
 
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _SO_SNDBUFFORCE = 32
@@ -145,10 +146,13 @@ class Transaction:
             ("NFTA_SET_USERDATA", struct.pack("=BBI", 0, 4, 2 if interval else 1)),
         ]
         inner = f"type {of.type};{' flags interval;' if interval else ''}"
-        inner += f" elements = {{ {', '.join(of.elements)} }};" if of.elements else ""
+        inner += f" elements = {{ {_shown(of)} }};" if of.elements or of.packed else ""
         words = f"nft add set inet {table} {of.name} {{ {inner} }}"
         self._put(words, _SetMessage, nftsocket.NFT_MSG_NEWSET, attributes, NLM_F_CREATE)
-        encoded = list(_interval_elements(of)) if interval else [_element(host(_FIB_TYPES[e])) for e in of.elements]
+        if of.packed:
+            encoded = _packed_elements(of)
+        else:
+            encoded = list(_interval_elements(of)) if interval else [_element(host(_FIB_TYPES[e])) for e in of.elements]
         for start in range(0, len(encoded), _ELEMENTS_A_MESSAGE):
             attributes = [
                 ("NFTA_SET_ELEM_LIST_TABLE", table),
@@ -211,6 +215,40 @@ def _interval_elements(of: NftSet) -> Iterator[bytes]:
         yield _element(low.to_bytes(size, "big"))
         if high < 1 << size * 8:
             yield _element(high.to_bytes(size, "big"), end=True)
+
+
+def _packed_elements(of: NftSet) -> list[bytes]:
+    """Return what `_interval_elements` yields for the ranges of `of.packed`, which are in order already.
+
+    One element is at hand for each of its two forms, and only the key is put in: lists have 100,000 networks.
+    """
+    size = _SET_TYPES[of.type][1]
+    key, highest, packed = bytes(size), b"\xff" * size, of.packed
+    # Three headers stand before the key: of the element, of the key's attribute, and of the data in it.
+    begin, end, end_tail = _element(key)[:12], _element(key, end=True)[:12], _element(key, end=True)[12 + size :]
+    found = [] if packed[:size] == key else [_element(key, end=True)]
+    for place in range(0, len(packed), 2 * size):
+        last = packed[place + size : place + 2 * size]
+        found.append(begin + packed[place : place + size])
+        if last != highest:
+            found.append(end + (int.from_bytes(last, "big") + 1).to_bytes(size, "big") + end_tail)
+    return found
+
+
+def _shown(of: NftSet) -> str:
+    """Return the elements in the words of nft(8), of many only the first ones."""
+    if not of.packed:
+        return ", ".join(of.elements)
+    size = _SET_TYPES[of.type][1]
+    form = IPv4Address if size == 4 else IPv6Address
+    count = len(of.packed) // (2 * size)
+    words = []
+    for place in range(0, min(count, _ELEMENTS_SHOWN) * 2 * size, 2 * size):
+        first, last = form(of.packed[place : place + size]), form(of.packed[place + size : place + 2 * size])
+        words.append(str(first) if first == last else f"{first}-{last}")
+    if count > len(words):
+        words.append(f"... {count - len(words)} more")
+    return ", ".join(words)
 
 
 def _element(key: bytes, *, end: bool = False) -> bytes:

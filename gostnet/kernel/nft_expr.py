@@ -133,9 +133,10 @@ def mark(number: int, mask: int, *, negate: bool = False) -> Term:
     return Term(f"meta mark & {mask:#010x} {relation} {number:#010x}", code)
 
 
-def connection_mark(bit: int) -> Term:
-    """Match packets of connections whose conntrack mark has this bit; never one that is not tracked."""
-    return Term(f"ct mark & {bit:#010x} == {bit:#010x}", _ct(_CT_MARK) + _bits(host(bit)) + _compare(host(bit)))
+def connection_mark(bit: int, *, negate: bool = False) -> Term:
+    """Match packets of connections whose conntrack mark has this bit, or has not; never one that is not tracked."""
+    code = _ct(_CT_MARK) + _bits(host(bit)) + _compare(host(bit), negate=negate)
+    return Term(f"ct mark & {bit:#010x} {'!=' if negate else '=='} {bit:#010x}", code)
 
 
 def reply() -> Term:

@@ -7,7 +7,7 @@ single addresses may carry a port or a range of ports (`example.com:80-90`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from ..core.address import Endpoint
@@ -24,12 +24,13 @@ Ports: TypeAlias = "tuple[tuple[int, int], ...] | None"
 
 CODE: Final = "config.bypass"
 _SPECIAL: Final = frozenset("*?[]{}\\")
+_OF_ADDRESSES: Final = frozenset("0123456789abcdef.:")
 
 
 class Patterns:
     """A compiled set of patterns. Immutable; a look-up costs microseconds whatever its size."""
 
-    __slots__ = ("_addresses", "_below", "_count", "_globs", "_names", "_ranges", "_suffixes")
+    __slots__ = ("_addresses", "_below", "_count", "_globs", "_names", "_ranges", "_suffixes", "textual")
 
     def __init__(self, patterns: Iterable[_Pattern] = ()) -> None:
         ranges: list[tuple[int, int]] = []
@@ -41,26 +42,37 @@ class Patterns:
         self._below: dict[str, Ports] = {}
         """`*.example.com` under `example.com`: only what is below."""
         self._count = 0
+        self.textual = False
+        """Whether a pattern that is compared as text might match an address (`10.*`)."""
         for pattern in patterns:
             self._count += 1
             for kind, key, ports in pattern:
                 if isinstance(key, list):
                     globs.append((key, ports))
+                    self.textual |= all(_may_be_of_address(t) for t in key if isinstance(t, str))
                 elif isinstance(key, tuple):
                     ranges.append(key)
                 elif isinstance(key, int):
                     _add(self._addresses, key, ports)
-                elif kind == "suffix":
-                    _add(self._suffixes, key, ports)
-                elif kind == "below":
-                    _add(self._below, key, ports)
                 else:
-                    _add(self._names, key, ports)
+                    table = {"suffix": self._suffixes, "below": self._below}.get(kind, self._names)
+                    _add(table, key, ports)
+                    self.textual |= _may_be_of_address(key)
         self._ranges = Intervals(ranges)
         self._globs = GlobTable(globs)
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def ranges(self) -> Intervals:
+        """The addresses that match at any port, as far as they are not single ones."""
+        return self._ranges
+
+    @property
+    def addresses(self) -> Mapping[int, Ports]:
+        """The single addresses that match, with their ports."""
+        return self._addresses
 
     def matches(self, target: Endpoint) -> bool:
         """Tell whether any pattern covers `target`; port 0 is covered by patterns for any port, and for 0."""
@@ -97,6 +109,11 @@ def _add(table: dict[str, Ports] | dict[int, Ports], key: str | int, ports: Port
         known[key] = None
     else:
         known[key] = (*(known.get(key) or ()), *ports)
+
+
+def _may_be_of_address(text: str) -> bool:
+    """Tell whether a piece of a pattern consists of what addresses are written with."""
+    return _OF_ADDRESSES.issuperset(text)
 
 
 def _covers(ports: Ports, port: int) -> bool:
@@ -220,14 +237,16 @@ class PatternBypass:
 
     network    "tcp" or "udp" restricts it to that network, "" does not. Without patterns it contains nothing, except
                that a blacklist with a network contains all of that network (B32-B34).
+    changed    called after the patterns have been replaced
     """
 
-    __slots__ = ("network", "patterns", "whitelist")
+    __slots__ = ("changed", "network", "patterns", "whitelist")
 
     def __init__(self, patterns: Patterns, *, whitelist: bool = False, network: str = "") -> None:
         self.patterns = patterns
         self.whitelist = whitelist
         self.network = network
+        self.changed: list[Callable[[], None]] = []
 
     @classmethod
     def from_patterns(
@@ -241,6 +260,8 @@ class PatternBypass:
     def replace(self, patterns: Patterns) -> None:
         """Put another set in place of the present one; an empty one too."""
         self.patterns = patterns
+        for tell in self.changed:
+            tell()
 
     def contains(self, network: Network, target: Endpoint) -> bool:
         """Decide about `target`; one without a host is never contained."""
@@ -258,9 +279,10 @@ class PatternBypass:
 class BypassGroup:
     """Several bypasses as one: what all whitelists contain, and what any blacklist contains (B36-B39)."""
 
-    __slots__ = ("_blacklists", "_whitelists")
+    __slots__ = ("_blacklists", "_whitelists", "members")
 
     def __init__(self, members: Sequence[Bypass]) -> None:
+        self.members = tuple(members)
         self._whitelists = [member for member in members if getattr(member, "whitelist", False)]
         self._blacklists = [member for member in members if not getattr(member, "whitelist", False)]
 

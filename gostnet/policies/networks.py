@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 from ..core.address import Endpoint
@@ -80,6 +80,10 @@ class Intervals:
 
     def __len__(self) -> int:
         return len(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges, ascending, disjoint and not adjoining."""
+        return zip(self._starts, self._ends, strict=True)
 
     def __contains__(self, value: int) -> bool:
         index = bisect_right(self._starts, value) - 1

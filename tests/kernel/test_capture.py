@@ -17,15 +17,18 @@ from gostnet.core.resources import (
     MARK_MASK,
     MARK_OWN,
     MARK_RETURNING,
+    Around,
     Capture,
     Inlet,
     NftChain,
     NftRule,
     NftSet,
     NftTable,
+    Ranges,
     Resource,
     Route,
     Rule,
+    Sysctl,
     routed_table,
 )
 from gostnet.kernel.capture import compile_captures, table_name
@@ -64,6 +67,58 @@ def table_of(resources: tuple[Resource, ...]) -> NftTable:
 
 def rules_of(table: NftTable, chain: str) -> list[str]:
     return [item.text for item in table.content if isinstance(item, NftRule) and item.chain == chain]
+
+
+def packed(*texts: str) -> Ranges:
+    """Return networks as ranges."""
+    networks = [ip_network(text) for text in texts]
+    ends = {4: b"", 6: b""}
+    for network in networks:
+        ends[network.version] += network.network_address.packed + network.broadcast_address.packed
+    return Ranges(ends[4], ends[6])
+
+
+AROUND = Around(packed("192.0.2.0/24", "2001:db8::/32"), ((((80, 80), (443, 443)), packed("198.51.100.1/32")),))
+
+
+# ---- what goes direct ---------------------------------------------------------------------------
+def test_what_goes_direct_is_let_go_before_it_is_captured() -> None:
+    around = replace(AROUND, local=True)
+    table = table_of(compile_captures([replace(RED, around=around)]))
+    assert not any("@direct" in text for text in rules_of(table, "interface_0"))
+    rules = rules_of(table, "local_0")
+    direct = [index for index, text in enumerate(rules) if "@direct" in text]
+    assert len(direct) == 3
+    assert all("== syn" in rules[index] and rules[index].endswith("counter accept") for index in direct)
+    assert [index for index in direct if "tcp dport @ports" in rules[index]] == direct[2:]
+    assert max(direct) < next(index for index, text in enumerate(rules) if "redirect to" in text)
+    assert not any(isinstance(item, Sysctl) for item in compile_captures([replace(RED, around=around)]))
+
+
+def test_what_is_forwarded_hides_behind_the_host_and_has_it_forward() -> None:
+    resources = compile_captures([replace(TPROXY, around=replace(AROUND, forwarded=True, local=True))])
+    assert {item.name for item in resources if isinstance(item, Sysctl)} == {
+        "net.ipv4.ip_forward",
+        "net.ipv6.conf.all.forwarding",
+    }
+    hidden = 'iifname "lan0" ct mark & 0x04000000 == 0x04000000 counter masquerade'
+    assert rules_of(table_of(resources), "direct_masquerade") == [hidden]
+    only4 = Around(packed("192.0.2.0/24"), forwarded=True)
+    resources = compile_captures([replace(TPROXY, around=only4)])
+    assert [item.name for item in resources if isinstance(item, Sysctl)] == ["net.ipv4.ip_forward"]
+
+
+def test_datagrams_stay_on_the_way_that_their_flow_has_begun() -> None:
+    table = table_of(compile_captures([replace(REDU, around=replace(AROUND, forwarded=True))]))
+    rules = rules_of(table, "interface_0")
+    assert rules[0] == "meta l4proto udp ct mark & 0x04000000 == 0x04000000 counter accept"
+    assert all("ct mark & 0x02000000 != 0x02000000" in text for text in rules if "@direct" in text)
+    assert "ct mark set ct mark | 0x02000000" in rules[-1]
+
+
+def test_what_has_come_back_through_lo_is_not_decided_again() -> None:
+    table = table_of(compile_captures([replace(TPROXY, around=replace(AROUND, forwarded=True, local=True))]))
+    assert not any("@direct" in text for text in rules_of(table, "return_0"))
 
 
 # ---- every set of captures ----------------------------------------------------------------------

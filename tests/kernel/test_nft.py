@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import struct
 from dataclasses import replace
+from ipaddress import ip_address, summarize_address_range
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from gostnet.core.resources import NftChain, NftRule, NftSet, NftTable
 from gostnet.kernel import nft, nft_expr, nft_table
 from gostnet.kernel.errors import kernel_error
+from gostnet.policies.networks import Intervals
 
 TABLE = NftTable(
     "t",
@@ -180,3 +183,35 @@ def test_missing_privilege_names_the_capability() -> None:
     assert str(error) == "nft add table inet t: Operation not permitted (needs CAP_NET_ADMIN): why"
     assert "CAP_NET_ADMIN" in error.hint
     assert kernel_error("x", errno.EINVAL).hint == ""
+
+
+@given(
+    st.sampled_from([4, 16]),
+    st.lists(st.integers(0, 2**32 - 1), max_size=12, unique=True),
+    st.booleans(),
+)
+def test_ranges_that_are_packed_already_are_encoded_as_others_are(size: int, ends: list[int], edges: bool) -> None:
+    ends = sorted({*ends, 0, 2**32 - 1} if edges else ends)
+    both = Intervals(zip(ends[::2], ends[1::2], strict=False))  # those that touch as one
+    pairs = list(both)
+    shift = 96 if size == 16 else 0
+    spans = [(low << shift, (high + 1 << shift) - 1) for low, high in pairs]
+    packed = b"".join(number.to_bytes(size, "big") for span in spans for number in span)
+    kind: Any = "ipv4_addr" if size == 4 else "ipv6_addr"
+    networks = tuple(
+        str(network)
+        for low, high in spans
+        for network in summarize_address_range(*(ip_address(n.to_bytes(size, "big")) for n in (low, high)))
+    )
+    if packed:
+        expected = list(nft._interval_elements(NftSet("s", kind, networks)))
+        assert nft._packed_elements(NftSet("s", kind, (), packed)) == expected
+
+
+def test_a_plan_shows_the_first_of_many_ranges() -> None:
+    transaction = nft.Transaction()
+    packed = b"".join(struct.pack("!II", n << 8, (n << 8) + n % 2) for n in range(100))
+    transaction.add_set("t", NftSet("s", "ipv4_addr", (), packed))
+    words = transaction.items[0].words
+    assert "elements = { 0.0.0.0, 0.0.1.0-0.0.1.1, 0.0.2.0, " in words
+    assert words.endswith("... 36 more }; }")

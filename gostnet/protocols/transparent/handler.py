@@ -50,6 +50,11 @@ class RedHandler:
         self._sniffer = Sniffer.of(options.sniffing)
         self._original = options.original
 
+    @property
+    def sniffs(self) -> bool:
+        """Whether it looks into connections."""
+        return self._sniffer is not None
+
     async def handle(self, flow: Flow, conn: Stream, egress: Egress) -> None:
         """Relay to `flow.target`, or to the host that the client asks for."""
         _require_target(flow)
@@ -74,6 +79,11 @@ class ReduHandler:
         self._context = context
         self._idle = idle
         self._sniffer = Sniffer.of(options.sniffing)
+
+    @property
+    def sniffs(self) -> bool:
+        """Whether it looks into flows."""
+        return self._sniffer is not None
 
     async def handle(self, flow: Flow, conn: Datagrams, egress: Egress) -> None:
         """Relay to `flow.target` until the flow is idle or the listener ends the session."""

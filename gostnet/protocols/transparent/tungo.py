@@ -83,6 +83,11 @@ class TungoHandler:
         self._redu = ReduHandler(datagrams, context, idle=options.udp_timeout if options.udp_timeout > 0 else 30.0)
         self._ping = options.ping
 
+    @property
+    def sniffs(self) -> bool:
+        """Whether it looks into connections."""
+        return self._red.sniffs
+
     async def handle(self, flow: Flow, conn: Stream | Datagrams, egress: Egress) -> None:
         """Relay to `flow.target`."""
         if flow.network == "tcp":

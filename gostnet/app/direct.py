@@ -1,0 +1,284 @@
+"""Direct traffic stays in the kernel: what a service would send out directly is not captured in the first place.
+
+Only where nobody could tell the difference: a service whose policies want to see every connection, or whose handler
+looks into them, gets them all. What is compared with the bypass is what the handler would compare: an address and a
+port. Names in a bypass decide nothing here, as they decide nothing about a captured connection that is not looked into.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from ..core.errors import ConfigError, GostnetError, KernelError
+from ..core.flow import Network
+from ..core.log import Logger
+from ..core.resources import MARK_MASK, Around, Capture, Key, Ranges, Resource
+from ..core.tasks import in_thread
+from ..pipeline.chain import Chain, ChainGroup
+from ..pipeline.chain import Router as ChainRouter
+from ..pipeline.direct import Direct
+from ..pipeline.hop import Hop
+from ..pipeline.router import ServiceRouter
+from ..pipeline.service import Service
+from ..policies.bounds import EVERYTHING, NOTHING, Bounds, bounds_of, lists_of
+from ..policies.bypass import PatternBypass, Patterns
+from ..policies.networks import V4, Intervals
+from .kernel import Kernel, Wanted
+
+if TYPE_CHECKING:
+    from ..kernel.plan import Step
+
+SETTLE: Final = 0.2
+"""Seconds that changes have to settle: several lists are often read at the same time."""
+
+PORT_GROUPS: Final = 32
+"""How many different combinations of ports the kernel is asked to compare; what is beyond stays in user space."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was decided about a capture: the destinations, None for none; and the reason for what is not there."""
+
+    around: Around | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class DirectWays:
+    """Decides for the services of one configuration, and remembers what it made of lists that are still the same."""
+
+    services: Mapping[str, Service]
+    verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)
+    """The last ones, by service and network."""
+    _known: dict[tuple[str, str], tuple[Sequence[Patterns], Bounds]] = field(default_factory=dict)
+    _turn: Lock = field(default_factory=Lock)
+
+    def apply(self, kernel: Kernel, wanted: Wanted) -> list[Step]:
+        """Make the kernel hold `wanted`, its captures knowing what to go around. Raise as that and `added_to` do.
+
+        For a thread; who comes second sees the lists as they are when it is its turn.
+        """
+        with self._turn:
+            return kernel.apply(self.added_to(wanted))
+
+    def before(self, kernel: Kernel) -> Kernel:
+        """Return what holds resources as `apply` does."""
+        return _Before(self, kernel)
+
+    def added_to(self, wanted: Wanted) -> dict[str, Sequence[Resource]]:
+        """Return `wanted` with the captures knowing what to go around.
+
+        Takes a second for a long list, so call it in a thread. Raise ConfigError where a capture demands more than
+        can be.
+        """
+        return {netns: [self._of(item) for item in resources] for netns, resources in wanted.items()}
+
+    def lists(self) -> list[PatternBypass]:
+        """Return the lists that the decisions depend on."""
+        found = {id(each): each for service in self.services.values() for each in _lists(service)}
+        return list(found.values())
+
+    def _of(self, item: Resource) -> Resource:
+        if not isinstance(item, Capture) or item.service not in self.services:
+            return item
+        verdict = self.verdicts[item.service, item.protocol] = self._decide(item, self.services[item.service])
+        return replace(item, around=verdict.around)
+
+    def _decide(self, capture: Capture, service: Service) -> Verdict:
+        if capture.direct == "user":
+            return Verdict(reason="the configuration says so")
+        reason = obstacle(service)
+        if reason:
+            if capture.direct == "kernel":
+                raise ConfigError(
+                    f"service {service.name}: listener.metadata.direct",
+                    f"direct traffic cannot stay in the kernel: {reason}",
+                    code="capture.direct",
+                )
+            return Verdict(reason=reason)
+        router = service.egress
+        if not isinstance(router, ServiceRouter) or router.chains is None:
+            return Verdict()  # everything is direct, and nobody has asked for anything else
+        forwarded = capture.direct == "kernel"
+        if capture.interfaces and not forwarded:
+            reason = f"what enters by {', '.join(capture.interfaces)} would have to be forwarded (direct: kernel does)"
+            if not capture.local:
+                return Verdict(reason=reason)
+        bounds = self._bounds(service.name, capture.protocol, router)
+        around = Around(
+            _packed(bounds.certain),
+            tuple((ports, _packed(ranges)) for ports, ranges in list(bounds.ports.items())[:PORT_GROUPS]),
+            forwarded=forwarded,
+            local=True,
+        )
+        return Verdict(around, reason)
+
+    def _bounds(self, name: str, network: Network, router: ServiceRouter) -> Bounds:
+        assert router.chains is not None
+        patterns = [each.patterns for each in _lists_of(router)]
+        known = self._known.get((name, network))
+        if known is not None and [id(one) for one in known[0]] == [id(one) for one in patterns]:
+            return known[1]
+        bounds = _direct(router.chains, network)
+        if router.bypass is not None:  # what the service refuses is nobody's
+            bounds = bounds & ~bounds_of(router.bypass, network)
+        self._known[name, network] = patterns, bounds
+        return bounds
+
+
+class _Before:
+    """A kernel that is told what captures go around."""
+
+    def __init__(self, ways: DirectWays, kernel: Kernel) -> None:
+        self._ways = ways
+        self._kernel = kernel
+        self.recover = kernel.recover
+        self.rollback = kernel.rollback
+
+    @property
+    def left_out(self) -> dict[Key, KernelError]:
+        return self._kernel.left_out
+
+    def apply(self, wanted: Wanted) -> list[Step]:
+        return self._ways.apply(self._kernel, wanted)
+
+
+def obstacle(service: Service) -> str:
+    """Return why every connection has to come to the service, "" if none has to that goes out directly."""
+    policies, router, handler = service.policies, service.egress, service.handler
+    sniffs = getattr(handler, "sniffs", None)
+    if sniffs is None:
+        return "its handler is not one that sends on to the original destination"
+    if not isinstance(router, ServiceRouter) or not isinstance(router.direct, Direct):
+        return "its way out is not this host's"
+    options = router.direct.options
+    for found, what in (
+        (sniffs, "sniffing looks into every connection"),
+        (policies.admissions, "an admission decides about clients"),
+        (policies.connections, "climiter counts connections"),
+        (policies.requests, "rlimiter counts connections"),
+        (policies.quotas, "quotas count bytes"),
+        (policies.books, "connections are counted or recorded (recorders, observer or enableStats)"),
+        (router.traffic, "a limiter bounds the bandwidth"),
+        (router.hosts, "hosts may have another address for a destination"),
+        (service.listener.preface, "clients announce themselves by the PROXY protocol"),
+        (options.interface, f"outgoing connections leave by {options.interface}"),
+        (options.mark & ~MARK_MASK, f"outgoing packets have the mark {options.mark & ~MARK_MASK:#x}"),
+        (options.netns != service.listener.netns, "outgoing connections leave from another network namespace"),
+    ):
+        if found:
+            return what
+    return ""
+
+
+def _direct(router: ChainRouter, network: Network) -> Bounds:
+    """Return which destinations leave a chain before its first hop."""
+    match router:
+        case Chain():
+            return _around(router.hops[0], network) if router.hops else EVERYTHING
+        case ChainGroup():
+            if not router.entries or all(entry.matcher is not None for entry in router.entries):
+                return NOTHING  # a flow that no chain is for fails
+            return reduce(Bounds.__and__, (_direct(entry.chain, network) for entry in router.entries))
+        case _:
+            return NOTHING
+
+
+def _around(hop: Hop, network: Network) -> Bounds:
+    found = bounds_of(hop.bypass, network) if hop.bypass is not None else NOTHING
+    bypasses = [node.bypass for node in hop.nodes]
+    if any(bypass is None for bypass in bypasses) or hop.selective:
+        return found
+    return found | reduce(Bounds.__and__, (bounds_of(each, network) for each in bypasses if each), EVERYTHING)
+
+
+def _lists(service: Service) -> Iterator[PatternBypass]:
+    if isinstance(service.egress, ServiceRouter):
+        yield from _lists_of(service.egress)
+
+
+def _lists_of(router: ServiceRouter) -> Iterator[PatternBypass]:
+    yield from lists_of(router.bypass)
+    chains: list[Chain] = []
+    if isinstance(router.chains, Chain):
+        chains.append(router.chains)
+    elif isinstance(router.chains, ChainGroup):
+        chains += [entry.chain for entry in router.chains.entries]
+    for chain in chains:
+        for hop in chain.hops[:1]:
+            yield from lists_of(hop.bypass)
+            for node in hop.nodes:
+                yield from lists_of(node.bypass)
+
+
+def _packed(ranges: Intervals) -> Ranges:
+    v4, v6 = bytearray(), bytearray()
+    pair = struct.Struct("!II").pack
+    for first, last in ranges:
+        if first < V4:
+            v6 += first.to_bytes(16, "big") + min(last, V4 - 1).to_bytes(16, "big")
+        if last >= V4:
+            v4 += pair(max(first, V4) - V4, last - V4)
+    return Ranges(bytes(v4), bytes(v6))
+
+
+# ---- what is told -------------------------------------------------------------------------------
+def notes(ways: DirectWays) -> list[str]:
+    """Return a sentence for each capture about which there is something to say."""
+    found = []
+    for (name, network), verdict in ways.verdicts.items():
+        around = verdict.around
+        parts = []
+        if around is not None:
+            count = len(around.ranges) + sum(len(ranges) for _, ranges in around.ports)
+            parts.append(f"{count} ranges of addresses stay in the kernel")
+        if verdict.reason:
+            parts.append(f"user space decides: {verdict.reason}" if around is None else verdict.reason)
+        if parts:
+            found.append(f"service {name}: direct {network} traffic: {'; '.join(parts)}")
+    return found
+
+
+class DirectKeeper:
+    """Brings the kernel up to date when a bypass has been read again."""
+
+    def __init__(self, kernel: Kernel, log: Logger) -> None:
+        self._kernel = kernel
+        self._log = log
+        self._told: list[str] = []
+
+    async def run(self, ways: DirectWays, wanted: Callable[[], Wanted]) -> None:
+        """Keep what `wanted()` and the lists say in the kernel until cancelled; return where no list is asked."""
+        self._tell(ways)
+        lists = ways.lists()
+        if not lists or all(verdict.around is None for verdict in ways.verdicts.values()):
+            return
+        changed = asyncio.Event()
+        with ExitStack() as stack:
+            for each in lists:
+                each.changed.append(changed.set)
+                stack.callback(each.changed.remove, changed.set)
+            changed.set()  # something may have happened since they were applied
+            while True:
+                await changed.wait()
+                changed.clear()
+                await asyncio.sleep(SETTLE)
+                try:
+                    await in_thread(ways.apply, self._kernel, wanted())
+                except GostnetError as exc:
+                    self._log.warn(f"direct traffic: {exc}")
+                    continue
+                self._tell(ways)
+
+    def _tell(self, ways: DirectWays) -> None:
+        for note in notes(ways):
+            if note not in self._told:
+                self._log.debug(note)
+        self._told = notes(ways)

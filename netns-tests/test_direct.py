@@ -1,0 +1,267 @@
+"""Direct traffic that stays in the kernel, and port forwards by the kernel: with counters, reloads and endings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gostnet.core.address import Endpoint
+from gostnet.kernel import netns
+from gostnet.testing.clients import connect, echo_datagram, fetch
+from gostnet.testing.namespaces import Network, read_sysctl, write_sysctl
+from gostnet.testing.processes import Process, ProcessFailed, gostnet
+from gostnet.testing.servers import Servers, serving_in_thread
+from gostnet.testing.state import await_same, snapshot
+
+pytestmark = pytest.mark.netns
+
+METHODS = pytest.mark.parametrize("method", ["redirect", "tproxy"])
+ELSEWHERE = "203.0.113.0/24"
+Daemon = Callable[..., Process]
+
+
+@pytest.fixture
+def servers(three: Network) -> Iterator[Servers]:
+    addresses = [three.address("server", version) for version in (4, 6)]
+    with serving_in_thread(three["server"], addresses) as found:
+        yield found
+
+
+def configuration(method: str, capture: str, direct: str, bypass: Mapping[str, Any], **service: Any) -> dict[str, Any]:
+    """TCP and UDP through a proxy of the same daemon, but what the bypass of its hop contains."""
+    keys = {"capture": capture, "direct": direct}
+    node = {"name": "proxy", "addr": "127.0.0.1:1080", "connector": {"type": "socks5"}, "dialer": {"type": "tcp"}}
+    return {
+        "log": {"level": "debug"},
+        "services": [
+            {
+                "name": "tcp",
+                "addr": ":12345",
+                "handler": {"type": "red", "chain": "out"},
+                "listener": {"type": "red", "metadata": {**keys, "tproxy": method == "tproxy"}},
+                **service,
+            },
+            {
+                "name": "udp",
+                "addr": ":12346",
+                "handler": {"type": "redu", "chain": "out"},
+                "listener": {"type": "redu", "metadata": keys},
+                **service,
+            },
+            {
+                "name": "proxy",
+                "addr": "127.0.0.1:1080",
+                "handler": {"type": "socks5", "metadata": {"udp": True}},
+                "listener": {"type": "tcp"},
+            },
+        ],
+        "chains": [{"name": "out", "hops": [{"name": "hop", "bypass": "direct", "nodes": [node]}]}],
+        "bypasses": [{"name": "direct", **bypass}],
+    }
+
+
+def listed(network: Network, place: str = "gateway") -> str:
+    """Return the rules of a host in the words of nft(8)."""
+    command = ["ip", "netns", "exec", network[place], "nft", "list", "ruleset"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def counted(network: Network, comment: str) -> int:
+    """Return how many packets the rules with a comment have counted."""
+    rules = [line for line in listed(network).splitlines() if line.endswith(f'comment "{comment}"')]
+    assert rules, f"no rule {comment!r}"
+    return sum(int(line.partition("counter packets ")[2].partition(" ")[0] or 0) for line in rules)
+
+
+def served(process: Process, service: str) -> int:
+    """Return how many connections a service has served."""
+    return sum(1 for record in process.records if record.get("service") == service and ">-<" in str(record["msg"]))
+
+
+def await_true(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def exchange(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    assert sock.recv(100) == data
+
+
+@METHODS
+@pytest.mark.parametrize("capture", ["lan0", "local"])
+def test_direct_traffic_does_not_touch_the_daemon_and_the_rest_does(
+    three: Network, servers: Servers, daemon: Daemon, unchanged: Any, peer: Any, method: str, capture: str
+) -> None:
+    peer("nft")
+    source = three["client" if capture == "lan0" else "gateway"]
+    matchers = [f"{three.address('server', 4)}/32", "2001:db8::/32"]
+    with unchanged(three["gateway"]):
+        process = daemon(three["gateway"], configuration(method, capture, "kernel", {"matchers": matchers}))
+        fetch(source, servers.endpoint("http", 4), "/bytes/300000")
+        assert servers.witness.all("http")[-1].client.host == three.address("gateway", 4, "wan0")
+        payload = os.urandom(3000)
+        target = servers.endpoint("echo/udp", 4)
+        assert echo_datagram(source, target, payload) == (payload, target)
+        assert counted(three, "tcp: direct") == 1
+        assert counted(three, "udp: direct") > 0
+        assert served(process, "tcp") == served(process, "udp") == 0
+        fetch(source, servers.endpoint("http", 6), "/")
+        target = servers.endpoint("echo/udp", 6)
+        assert echo_datagram(source, target, payload) == (payload, target)
+        await_true(lambda: served(process, "tcp") == 1, "the captured connection is not in the log")
+        assert counted(three, "tcp: direct") == 1
+        assert counted(three, "tcp") > 0
+        assert process.stop() == 0
+
+
+@METHODS
+def test_a_reload_of_the_list_moves_networks_and_keeps_connections(
+    three: Network, servers: Servers, daemon: Daemon, tmp_path: Path, unchanged: Any, peer: Any, method: str
+) -> None:
+    peer("nft")
+    path = tmp_path / "list"
+    path.write_text(f"{ELSEWHERE}\n")
+    bypass = {"file": {"path": str(path)}, "reload": "1s"}
+    http, stream, datagrams = (servers.endpoint(name) for name in ("http", "echo/tcp", "echo/udp"))
+    with unchanged(three["gateway"]), ExitStack() as stack:
+        process = daemon(three["gateway"], configuration(method, "lan0", "kernel", bypass))
+        captured = stack.enter_context(connect(three["client"], stream))
+        exchange(captured, b"before")
+        flow = stack.enter_context(associated(three["client"], datagrams))
+        exchange(flow, b"captured")
+        assert counted(three, "tcp: direct") == 0
+
+        path.write_text(f"{ELSEWHERE}\n{three.address('server')}/32\n")
+        await_true(lambda: fetch_counts(three, http, "tcp: direct"), "the network does not go direct")
+        direct = stack.enter_context(connect(three["client"], stream))
+        exchange(direct, b"direct")
+        exchange(captured, b"still captured")
+        before = counted(three, "udp")
+        exchange(flow, b"still captured")
+        assert counted(three, "udp") == before + 1
+        fresh = stack.enter_context(associated(three["client"], datagrams))
+        exchange(fresh, b"direct")
+
+        path.write_text(f"{ELSEWHERE}\n")
+        await_true(lambda: fetch_counts(three, http, "tcp"), "the network is not captured again")
+        exchange(direct, b"still direct")
+        exchange(captured, b"still captured")
+        before = counted(three, "udp: direct")
+        exchange(fresh, b"still direct")
+        assert counted(three, "udp: direct") == before + 1
+        stack.close()
+        assert process.stop(timeout=20) == 0  # what is open has its time to end
+
+
+def associated(place: str, target: Endpoint) -> socket.socket:
+    """Return a datagram socket connected to a target."""
+    sock = netns.socket_in(place, socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.connect(tuple(target))
+    return sock
+
+
+def fetch_counts(network: Network, target: Endpoint, comment: str) -> bool:
+    """Fetch, and tell whether the rule with a comment has seen it; no fetch may fail."""
+    before = counted(network, comment)
+    fetch(network["client"], target, "/")
+    return counted(network, comment) > before
+
+
+def test_automatically_only_the_hosts_own_traffic_stays_in_the_kernel(
+    three: Network, servers: Servers, daemon: Daemon, peer: Any
+) -> None:
+    peer("nft")
+    settings = configuration("tproxy", "lan0,local", "auto", {"matchers": [f"{three.address('server')}/32"]})
+    process = daemon(three["gateway"], settings)
+    fetch(three["gateway"], servers.endpoint("http"), "/")
+    assert counted(three, "tcp: direct") == 1
+    fetch(three["client"], servers.endpoint("http"), "/")
+    await_true(lambda: served(process, "tcp") == 1, "what came by lan0 was not captured")
+    assert counted(three, "tcp: direct") == 1
+    process.wait_for(lambda line: "what enters by lan0 would have to be forwarded" in line)
+
+
+@pytest.mark.parametrize("direct", ["auto", "kernel"])
+def test_a_service_whose_policies_want_every_connection_gets_them(
+    three: Network, servers: Servers, daemon: Daemon, direct: str, tmp_path: Path
+) -> None:
+    settings = configuration(
+        "redirect", "local", direct, {"matchers": [f"{three.address('server')}/32"]}, climiter="few"
+    )
+    settings["climiters"] = [{"name": "few", "limits": ["$ 100"]}]
+    if direct == "kernel":
+        with pytest.raises(ProcessFailed, match="climiter counts connections"):
+            daemon(three["gateway"], settings)
+        return
+    process = daemon(three["gateway"], settings)
+    fetch(three["gateway"], servers.endpoint("http"), "/")
+    await_true(lambda: served(process, "tcp") == 1, "the connection is not in the log")
+    process.wait_for(lambda line: "climiter counts connections" in line)
+
+
+def test_the_plan_shows_what_stays_in_the_kernel_and_why_not(three: Network, tmp_path: Path) -> None:
+    import yaml
+
+    path = tmp_path / "plan.yaml"
+    settings = configuration("redirect", "lan0,local", "auto", {"matchers": ["192.0.2.0/24", "2001:db8::/32"]})
+    path.write_text(yaml.safe_dump(settings))
+    with gostnet("plan", "-C", str(path), place=three["gateway"]) as process:
+        assert process.wait() == 0
+        assert "192.0.2.0-192.0.2.255" in process.output
+        assert "# service tcp: direct tcp traffic: 2 ranges of addresses stay in the kernel" in process.output
+
+
+def test_100000_networks_load_while_connections_go_on(
+    three: Network, servers: Servers, daemon: Daemon, tmp_path: Path, unchanged: Any, peer: Any
+) -> None:
+    peer("nft")
+    path = tmp_path / "list"
+    networks = [f"{20 + (i >> 16)}.{i >> 8 & 255}.{i & 255}.0/25" for i in range(100_000)]
+    path.write_text(f"{ELSEWHERE}\n")
+    bypass = {"file": {"path": str(path)}, "reload": "1s"}
+    with unchanged(three["gateway"]), ExitStack() as stack:
+        process = daemon(three["gateway"], configuration("tproxy", "lan0", "kernel", bypass))
+        sock = stack.enter_context(connect(three["client"], servers.endpoint("echo/tcp")))
+        path.write_text("\n".join([*networks, f"{three.address('server')}/32", "2001:db8::/32"]))
+        begun = time.monotonic()
+        slowest = 0.0
+        while listed(three).count(".0/25") < 100_000:
+            assert time.monotonic() - begun < 20, "the list is not in the kernel"
+            asked = time.monotonic()
+            exchange(sock, b"meanwhile")
+            slowest = max(slowest, time.monotonic() - asked)
+        assert slowest < 0.5
+        assert fetch_counts(three, servers.endpoint("http"), "tcp: direct")
+        assert process.stop(timeout=20) == 0
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_forwarding_is_set_for_direct_traffic_and_restored_whatever_the_end(
+    three: Network, servers: Servers, daemon: Daemon, ending: int
+) -> None:
+    gateway = three["gateway"]
+    write_sysctl(gateway, "net.ipv4.ip_forward", 0)
+    before = snapshot(gateway)
+    settings = configuration("tproxy", "lan0", "kernel", {"matchers": [f"{three.address('server')}/32"]})
+    process = daemon(gateway, settings)
+    assert read_sysctl(gateway, "net.ipv4.ip_forward") == "1"
+    fetch(three["client"], servers.endpoint("http"), "/")
+    assert servers.witness.all("http")[-1].client.host == three.address("gateway", 4, "wan0")
+    if ending == signal.SIGKILL:
+        process.kill()
+    else:
+        process.stop()
+    assert not await_same(before, gateway, timeout=5.0)
