@@ -83,6 +83,18 @@ def three(build: Callable[[Topology], Network]) -> Network:
     return build(row("client", "gateway", "server"))
 
 
+@pytest.fixture
+def two(build: Callable[[Topology], Network]) -> Network:
+    """Client and server on one link."""
+    return build(row("client", "server"))
+
+
+@pytest.fixture
+def star(build: Callable[[Topology], Network]) -> Network:
+    """The server between two clients."""
+    return build(row("client", "server", "other"))
+
+
 Daemon = Callable[..., Process]
 
 
@@ -164,6 +176,25 @@ def gost_bin() -> str:
     if not os.access(path, os.X_OK):
         pytest.fail(f"GOST_BIN={path} is not a program")
     return path
+
+
+@pytest.fixture
+def launch(gost_bin: str) -> Iterator[Callable[..., Process]]:
+    """Start gost or gostnet with `-L`/`-F` words (`launch("gost", place, ...)`) and wait until it listens."""
+    running: list[Process] = []
+
+    def start(which: str, place: str, *words: str) -> Process:
+        process = Process([gost_bin, *words], place, name="gost") if which == "gost" else gostnet(*words, place=place)
+        running.append(process)
+        process.start()
+        process.wait_for("listening on" if which == "gost" else '"msg":"ready"')
+        return process
+
+    yield start
+    for process in reversed(running):
+        process.stop()
+    for process in running:
+        print(f"--- {process.name} {process.arguments[1:]}\n{process.output}{process.errors}")
 
 
 def _descriptors() -> dict[int, str]:

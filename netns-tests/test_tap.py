@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from vpn import OUTSIDE, PORT, TAP, exchange, ping
 
 from gostnet.kernel import netns
-from gostnet.testing.clients import echo, echo_datagram
 from gostnet.testing.namespaces import End, Host, Link, Network, Topology, row
-from gostnet.testing.processes import Process, gostnet, run_program
+from gostnet.testing.processes import Process, run_program
 from gostnet.testing.servers import serving_in_thread
 
 pytestmark = pytest.mark.netns
@@ -27,65 +26,7 @@ pytestmark = pytest.mark.netns
 Daemon = Callable[..., Process]
 Launch = Callable[..., Process]
 
-PORT = 8421
-PATIENCE = 15
-OUTSIDE = pytest.mark.parametrize("outside", [4, 6], ids=["over-ipv4", "over-ipv6"])
 CIPHER = "AEAD_CHACHA20_POLY1305:secret"
-NETS = {
-    "server": ("192.168.124.1", "fd00:124::1"),
-    "client": ("192.168.124.2", "fd00:124::2"),
-    "other": ("192.168.124.3", "fd00:124::3"),
-}
-
-
-@pytest.fixture
-def two(build: Callable[[Topology], Network]) -> Network:
-    """Client and server on one link."""
-    return build(row("client", "server"))
-
-
-@pytest.fixture
-def star(build: Callable[[Topology], Network]) -> Network:
-    """The server between two clients."""
-    return build(row("client", "server", "other"))
-
-
-@pytest.fixture
-def launch(gost_bin: str) -> Iterator[Launch]:
-    """Start gost or gostnet with `-L`/`-F` words and wait until it listens."""
-    running: list[Process] = []
-
-    def start(which: str, place: str, *words: str) -> Process:
-        process = Process([gost_bin, *words], place, name="gost") if which == "gost" else gostnet(*words, place=place)
-        running.append(process)
-        process.start()
-        process.wait_for("listening on" if which == "gost" else '"msg":"ready"')
-        return process
-
-    yield start
-    for process in reversed(running):
-        process.stop()
-    for process in running:
-        print(f"--- {process.name} {process.arguments[1:]}\n{process.output}{process.errors}")
-
-
-def net_of(role: str, *, one: bool = False) -> str:
-    """Return the addresses of a device; gost takes `one` only."""
-    addresses = NETS[role][:1] if one else NETS[role]
-    return ",".join(f"{address}/{64 if ':' in address else 24}" for address in addresses)
-
-
-def server_url(cipher: str = "", **query: str) -> str:
-    return _url(f"tap://{cipher}:{PORT}", {"net": net_of("server"), "name": "tap-server", **query})
-
-
-def client_url(server: str, role: str = "client", cipher: str = "", **query: str) -> str:
-    host = f"[{server}]" if ":" in server else server
-    return _url(f"tap://{cipher}:0/{host}:{PORT}", {"net": net_of(role), "name": f"tap-{role}", **query})
-
-
-def _url(head: str, query: Mapping[str, str]) -> str:
-    return f"{head}?" + "&".join(f"{key}={value}" for key, value in query.items())
 
 
 def command(place: str, *words: str) -> str:
@@ -93,43 +34,24 @@ def command(place: str, *words: str) -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
-def ping(place: str, address: str, patience: int = PATIENCE) -> bool:
-    """Ping until one answer comes."""
-    words = ["ping", "-n", "-c1", "-i0.2", f"-w{patience}", address]
-    return run_program(words, place, timeout=patience + 5, check=False).wait() == 0
-
-
-def exchange(near: str, far: str, addresses: tuple[str, ...]) -> None:
-    """Assert that TCP and UDP of all sizes pass from one end to servers at the other one's addresses."""
-    for address in addresses:
-        assert ping(near, address), address
-    with serving_in_thread(far, list(addresses)) as servers:
-        for version in {6 if ":" in address else 4 for address in addresses}:
-            data = os.urandom(400_000)
-            assert echo(near, servers.endpoint("echo/tcp", version), data) == data
-            for size in (1, 1300, 5000):
-                payload = os.urandom(size)
-                assert echo_datagram(near, servers.endpoint("echo/udp", version), payload)[0] == payload
-
-
 # ---- frames -----------------------------------------------------------------------------------------
 @OUTSIDE
 @pytest.mark.parametrize("cipher", ["", CIPHER + "@"], ids=["plain", "aead"])
 def test_server_and_client(two: Network, daemon: Daemon, unchanged: Any, outside: int, cipher: str) -> None:
     with unchanged(two["server"]), unchanged(two["client"]):
-        server = daemon(two["server"], "-L", server_url(cipher))
-        client = daemon(two["client"], "-L", client_url(two.address("server", outside), cipher=cipher))
-        exchange(two["client"], two["server"], NETS["server"])
-        exchange(two["server"], two["client"], NETS["client"])
+        server = daemon(two["server"], "-L", TAP.server(cipher))
+        client = daemon(two["client"], "-L", TAP.client(two.address("server", outside), user=cipher))
+        exchange(two["client"], two["server"], TAP.nets["server"])
+        exchange(two["server"], two["client"], TAP.nets["client"])
         assert client.stop() == 0
         assert server.stop() == 0
 
 
 def test_iperf3_and_curl(two: Network, daemon: Daemon, peer: Callable[[str], str]) -> None:
     iperf3, curl = peer("iperf3"), peer("curl")
-    daemon(two["server"], "-L", server_url(CIPHER + "@"))
-    daemon(two["client"], "-L", client_url(two.address("server"), cipher=CIPHER + "@"))
-    near, far = two["client"], NETS["server"]
+    daemon(two["server"], "-L", TAP.server(CIPHER + "@"))
+    daemon(two["client"], "-L", TAP.client(two.address("server"), user=CIPHER + "@"))
+    near, far = two["client"], TAP.nets["server"]
     assert ping(near, far[0])
     with Process([iperf3, "-s", "-p", "5201", "--forceflush"], two["server"]) as server:
         server.wait_for("listening")
@@ -155,26 +77,26 @@ def test_iperf3_and_curl(two: Network, daemon: Daemon, peer: Callable[[str], str
 
 
 def test_two_clients_are_on_one_network_with_the_server(star: Network, daemon: Daemon) -> None:
-    daemon(star["server"], "-L", server_url())
-    daemon(star["client"], "-L", client_url(star.address("server", 4, "lan0"), keepalive="true", ttl="1s"))
-    daemon(star["other"], "-L", client_url(star.address("server", 4, "wan0"), "other", keepalive="true", ttl="1s"))
-    exchange(star["client"], star["other"], NETS["other"])
-    exchange(star["server"], star["other"], NETS["other"])
+    daemon(star["server"], "-L", TAP.server())
+    daemon(star["client"], "-L", TAP.client(star.address("server", 4, "lan0"), keepalive="true", ttl="1s"))
+    daemon(star["other"], "-L", TAP.client(star.address("server", 4, "wan0"), "other", keepalive="true", ttl="1s"))
+    exchange(star["client"], star["other"], TAP.nets["other"])
+    exchange(star["server"], star["other"], TAP.nets["other"])
 
 
 def test_through_a_chain_of_relay_over_tls(three: Network, daemon: Daemon) -> None:
-    daemon(three["server"], "-L", server_url())
+    daemon(three["server"], "-L", TAP.server())
     relay = daemon(three["gateway"], "-L", "relay+tls://:8443")
     client = daemon(
         three["client"],
-        *("-L", client_url(three.address("server"))),
+        *("-L", TAP.client(three.address("server"))),
         *("-F", f"relay+tls://{three.address('gateway', 4, 'lan0')}:8443"),
     )
-    exchange(three["client"], three["server"], NETS["server"])
+    exchange(three["client"], three["server"], TAP.nets["server"])
     relay.stop()
     client.wait_for("dialling again")
     daemon(three["gateway"], "-L", "relay+tls://:8443")
-    assert ping(three["client"], NETS["server"][0])
+    assert ping(three["client"], TAP.nets["server"][0])
 
 
 # ---- bridges ------------------------------------------------------------------------------------------
@@ -196,8 +118,8 @@ BRIDGED = {"net": "", "mtu": "1500", "bridge": "br-vpn", "bridge.ports": "lan0"}
 @pytest.mark.parametrize("ending", ["TERM", "KILL"])
 def test_two_networks_become_one(lans: Network, daemon: Daemon, unchanged: Any, ending: str) -> None:
     with unchanged(lans["west"], timeout=5.0), unchanged(lans["east"], timeout=5.0):
-        server = daemon(lans["west"], "-L", server_url(**BRIDGED))
-        client = daemon(lans["east"], "-L", client_url("10.99.9.1", **BRIDGED))
+        server = daemon(lans["west"], "-L", TAP.server(**BRIDGED))
+        client = daemon(lans["east"], "-L", TAP.client("10.99.9.1", **BRIDGED))
         exchange(lans["left"], lans["right"], ("10.44.0.2", "fd44::2"))
         exchange(lans["right"], lans["left"], ("10.44.0.1", "fd44::1"))
         assert ping(lans["left"], "10.44.0.2")
@@ -207,8 +129,8 @@ def test_two_networks_become_one(lans: Network, daemon: Daemon, unchanged: Any, 
 
 
 def test_a_bridge_with_addresses_of_its_own(lans: Network, daemon: Daemon) -> None:
-    daemon(lans["west"], "-L", server_url(**{**BRIDGED, "net": "10.44.0.250/24,fd44::250/64"}))
-    daemon(lans["east"], "-L", client_url("10.99.9.1", **{**BRIDGED, "net": "10.44.0.251/24"}))
+    daemon(lans["west"], "-L", TAP.server(**{**BRIDGED, "net": "10.44.0.250/24,fd44::250/64"}))
+    daemon(lans["east"], "-L", TAP.client("10.99.9.1", **{**BRIDGED, "net": "10.44.0.251/24"}))
     for address in ("10.44.0.250", "fd44::250", "10.44.0.251"):
         assert ping(lans["left"], address), address
         assert ping(lans["right"], address), address
@@ -221,15 +143,15 @@ def test_a_bridge_that_is_there_is_joined_and_left_as_it_was(lans: Network, daem
     command(lans["west"], "ip", "link", "set", "lan0", "master", "br-vpn")
     command(lans["west"], "ip", "link", "set", "br-vpn", "up")
     with unchanged(lans["west"], timeout=5.0):
-        server = daemon(lans["west"], "-L", server_url(net="", mtu="1500", bridge="br-vpn"))
-        daemon(lans["east"], "-L", client_url("10.99.9.1", **BRIDGED))
+        server = daemon(lans["west"], "-L", TAP.server(net="", mtu="1500", bridge="br-vpn"))
+        daemon(lans["east"], "-L", TAP.client("10.99.9.1", **BRIDGED))
         assert ping(lans["left"], "10.44.0.2")
         assert server.stop() == 0
 
 
 def test_a_device_that_somebody_deletes_comes_back_into_its_bridge(lans: Network, daemon: Daemon) -> None:
-    server = daemon(lans["west"], "-L", server_url(**BRIDGED))
-    daemon(lans["east"], "-L", client_url("10.99.9.1", **BRIDGED))
+    server = daemon(lans["west"], "-L", TAP.server(**BRIDGED))
+    daemon(lans["east"], "-L", TAP.client("10.99.9.1", **BRIDGED))
     assert ping(lans["left"], "10.44.0.2")
     command(lans["west"], "ip", "link", "del", "tap-server")
     server.wait_for("has been closed")
@@ -246,39 +168,39 @@ def test_interop(three: Network, launch: Launch, role: str, carrier: str) -> Non
     server, client = ("gost", "gostnet") if role == "gost-server" else ("gostnet", "gost")
     cipher = CIPHER + "@" if carrier == "aead" else ""
     alive = {"keepalive": "true", "ttl": "1s"} if client == "gostnet" else {}
-    words = ["-L", client_url(three.address("server"), cipher=cipher, net=net_of("client", one=True), **alive)]
+    words = ["-L", TAP.client(three.address("server"), user=cipher, net=TAP.net("client", count=1), **alive)]
     if carrier not in ("udp", "aead"):
         # What gost's relay client asks for, an association without a target, is a BIND there.
         launch(server, three["gateway"], "-L", f"{carrier}://:8443?{'bind' if carrier == 'relay+tls' else 'udp'}=true")
         words += ["-F", f"{carrier}://{three.address('gateway', 4, 'lan0')}:8443"]
-    launch(server, three["server"], "-L", server_url(cipher, net=net_of("server", one=True)))
+    launch(server, three["server"], "-L", TAP.server(cipher, net=TAP.net("server", count=1)))
     process = launch(client, three["client"], *words)
-    exchange(three["client"], three["server"], NETS["server"][:1])
-    exchange(three["server"], three["client"], NETS["client"][:1])
+    exchange(three["client"], three["server"], TAP.nets["server"][:1])
+    exchange(three["server"], three["client"], TAP.nets["client"][:1])
     assert "dialling again" not in process.errors
 
 
 # ---- coming and going ---------------------------------------------------------------------------------
 def test_restarts_of_either_side(two: Network, daemon: Daemon) -> None:
-    words = ("-L", client_url(two.address("server"), keepalive="true", ttl="1s", mac="02:00:00:00:00:02"))
-    server_words = ("-L", server_url(mac="02:00:00:00:00:01"))  # else neighbours wait until they look for them again
+    words = ("-L", TAP.client(two.address("server"), keepalive="true", ttl="1s", mac="02:00:00:00:00:02"))
+    server_words = ("-L", TAP.server(mac="02:00:00:00:00:01"))  # else neighbours wait until they look for them again
     server = daemon(two["server"], *server_words)
     client = daemon(two["client"], *words)
-    assert ping(two["client"], NETS["server"][0])
+    assert ping(two["client"], TAP.nets["server"][0])
     server.kill()
     client.wait_for("nothing from the server for 3s")
     daemon(two["server"], *server_words)
-    assert ping(two["client"], NETS["server"][0])
+    assert ping(two["client"], TAP.nets["server"][0])
     client.kill()
     daemon(two["client"], *words)
-    assert ping(two["server"], NETS["client"][0])
+    assert ping(two["server"], TAP.nets["client"][0])
 
 
 @pytest.mark.parametrize("ending", ["TERM", "INT", "KILL"])
 def test_nothing_is_left_whatever_the_ending(two: Network, daemon: Daemon, unchanged: Any, ending: str) -> None:
     route = two.address("server").rpartition(".")[0] + ".0/24"  # one that is there already, and comes back
     with unchanged(two["client"], timeout=5.0):
-        client = daemon(two["client"], "-L", client_url("192.0.2.1", route=f"10.55.0.0/16,{route}", bridge="br-new"))
+        client = daemon(two["client"], "-L", TAP.client("192.0.2.1", route=f"10.55.0.0/16,{route}", bridge="br-new"))
         assert f"{route} dev br-new" in command(two["client"], "ip", "route")
         assert "tap-client" in command(two["client"], "ip", "link", "show", "master", "br-new")
         client.send(getattr(signal, f"SIG{ending}"))
@@ -287,12 +209,12 @@ def test_nothing_is_left_whatever_the_ending(two: Network, daemon: Daemon, uncha
 
 def test_two_instances_share_a_bridge(two: Network, daemon: Daemon, unchanged: Any) -> None:
     with unchanged(two["server"], timeout=5.0):
-        first = daemon(two["server"], "--instance", "first", "-L", server_url(bridge="br-both"))
+        first = daemon(two["server"], "--instance", "first", "-L", TAP.server(bridge="br-both"))
         query = {"name": "tap-second", "net": "", "bridge": "br-both"}
-        url = server_url(**query).replace(f":{PORT}", f":{PORT + 1}")
+        url = TAP.server(**query).replace(f":{PORT}", f":{PORT + 1}")
         second = daemon(two["server"], "--instance", "second", "-L", url)
         first.kill()
-        daemon(two["client"], "-L", client_url(two.address("server")).replace(f":{PORT}?", f":{PORT + 1}?"))
+        daemon(two["client"], "-L", TAP.client(two.address("server")).replace(f":{PORT}?", f":{PORT + 1}?"))
         assert "tap-second" in command(two["server"], "ip", "link", "show", "master", "br-both")
         assert second.stop() == 0
 
@@ -330,7 +252,7 @@ def test_reload_that_changes_nothing_keeps_the_device(two: Network, daemon: Daem
             "name": "lan",
             "addr": f":{PORT}",
             "handler": {"type": "tap", "auth": {"username": "aes-256-gcm", "password": password}},
-            "listener": {"type": "tap", "metadata": {"net": net_of("server"), "name": "tap-server"}},
+            "listener": {"type": "tap", "metadata": {"net": TAP.net("server"), "name": "tap-server"}},
         }
         path.write_text(yaml.safe_dump({"services": [service]}))
 
@@ -341,15 +263,15 @@ def test_reload_that_changes_nothing_keeps_the_device(two: Network, daemon: Daem
     write("one")
     server = daemon(two["server"], "-C", str(path))
     before = index()
-    daemon(two["client"], "-L", client_url(two.address("server"), cipher="aes-256-gcm:one@"))
-    assert ping(two["client"], NETS["server"][0])
+    daemon(two["client"], "-L", TAP.client(two.address("server"), user="aes-256-gcm:one@"))
+    assert ping(two["client"], TAP.nets["server"][0])
     server.send(signal.SIGHUP)
     server.wait_for("config reloaded")
     assert index() == before
     write("two")
     server.send(signal.SIGHUP)
     server.wait_for(lambda line: "config reloaded" in line and index() != before)
-    assert not ping(two["client"], NETS["server"][0], 1)
+    assert not ping(two["client"], TAP.nets["server"][0], 1)
 
 
 # ---- refusals -----------------------------------------------------------------------------------------

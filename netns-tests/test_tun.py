@@ -7,19 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from vpn import OUTSIDE, PORT, TUN, exchange, ping
 
 from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
-from gostnet.testing.clients import connect, echo, echo_datagram
+from gostnet.testing.clients import connect, echo
 from gostnet.testing.namespaces import Network, Topology, row
-from gostnet.testing.processes import Process, gostnet, run_program
+from gostnet.testing.processes import Process, run_program
 from gostnet.testing.servers import serving_in_thread
 
 pytestmark = pytest.mark.netns
@@ -27,129 +28,52 @@ pytestmark = pytest.mark.netns
 Daemon = Callable[..., Process]
 Launch = Callable[..., Process]
 
-PORT = 8421
-PATIENCE = 15
-OUTSIDE = pytest.mark.parametrize("outside", [4, 6], ids=["over-ipv4", "over-ipv6"])
-NETS = {
-    "server": ("192.168.123.1", "fd00:123::1"),
-    "client": ("192.168.123.2", "fd00:123::2"),
-    "other": ("192.168.123.3", "fd00:123::3"),
-}
-
-
-@pytest.fixture
-def two(build: Callable[[Topology], Network]) -> Network:
-    """Client and server on one link."""
-    return build(row("client", "server"))
-
-
-@pytest.fixture
-def star(build: Callable[[Topology], Network]) -> Network:
-    """The server between two clients."""
-    return build(row("client", "server", "other"))
-
-
-@pytest.fixture
-def launch(gost_bin: str) -> Iterator[Launch]:
-    """Start gost or gostnet with `-L`/`-F` words and wait until it listens."""
-    running: list[Process] = []
-
-    def start(which: str, place: str, *words: str) -> Process:
-        process = Process([gost_bin, *words], place, name="gost") if which == "gost" else gostnet(*words, place=place)
-        running.append(process)
-        process.start()
-        process.wait_for("listening on" if which == "gost" else '"msg":"ready"')
-        return process
-
-    yield start
-    for process in reversed(running):
-        process.stop()
-    for process in running:
-        print(f"--- {process.name} {process.arguments[1:]}\n{process.output}{process.errors}")
-
-
-def net_of(role: str) -> str:
-    return ",".join(f"{address}/{64 if ':' in address else 24}" for address in NETS[role])
-
-
-def server_url(**query: str) -> str:
-    return _url(f"tun://:{PORT}", {"net": net_of("server"), "name": "tun-server", **query})
-
-
-def client_url(server: str, role: str = "client", **query: str) -> str:
-    host = f"[{server}]" if ":" in server else server
-    query = {"net": net_of(role), "name": f"tun-{role}", "keepalive": "true", "ttl": "1s", **query}
-    return _url(f"tun://:0/{host}:{PORT}", query)
-
-
-def _url(head: str, query: Mapping[str, str]) -> str:
-    return f"{head}?" + "&".join(f"{key}={value}" for key, value in query.items())
-
-
-def ping(place: str, address: str, patience: int = PATIENCE) -> bool:
-    """Ping until one answer comes."""
-    words = ["ping", "-n", "-c1", "-i0.2", f"-w{patience}", address]
-    return run_program(words, place, timeout=patience + 5, check=False).wait() == 0
-
 
 def links(place: str) -> set[str]:
     with netns.inside(place):
         return {name for _, name in socket.if_nameindex()}
 
 
-def exchange(near: str, far: str, addresses: tuple[str, ...]) -> None:
-    """Assert that TCP and UDP of all sizes pass from one end to servers on the other one's tunnel addresses."""
-    for address in addresses:
-        assert ping(near, address), address
-    with serving_in_thread(far, list(addresses)) as servers:
-        for version in (4, 6):
-            data = os.urandom(400_000)
-            assert echo(near, servers.endpoint("echo/tcp", version), data) == data
-            for size in (1, 1300, 5000):
-                payload = os.urandom(size)
-                assert echo_datagram(near, servers.endpoint("echo/udp", version), payload)[0] == payload
-
-
 # ---- packets ----------------------------------------------------------------------------------------
 @OUTSIDE
 def test_server_and_client(two: Network, daemon: Daemon, unchanged: Any, outside: int) -> None:
     with unchanged(two["server"]), unchanged(two["client"]):
-        server = daemon(two["server"], "-L", server_url())
-        client = daemon(two["client"], "-L", client_url(two.address("server", outside)))
-        exchange(two["client"], two["server"], NETS["server"])
-        exchange(two["server"], two["client"], NETS["client"])
+        server = daemon(two["server"], "-L", TUN.server())
+        client = daemon(two["client"], "-L", TUN.client(two.address("server", outside)))
+        exchange(two["client"], two["server"], TUN.nets["server"])
+        exchange(two["server"], two["client"], TUN.nets["client"])
         assert client.stop() == 0
         assert server.stop() == 0
 
 
 def test_two_clients_reach_each_other_through_the_server(star: Network, daemon: Daemon) -> None:
-    daemon(star["server"], "-L", server_url())
-    daemon(star["client"], "-L", client_url(star.address("server", 4, "lan0")))
-    daemon(star["other"], "-L", client_url(star.address("server", 4, "wan0"), "other"))
-    exchange(star["client"], star["other"], NETS["other"])
+    daemon(star["server"], "-L", TUN.server())
+    daemon(star["client"], "-L", TUN.client(star.address("server", 4, "lan0")))
+    daemon(star["other"], "-L", TUN.client(star.address("server", 4, "wan0"), "other"))
+    exchange(star["client"], star["other"], TUN.nets["other"])
 
 
 def test_through_a_chain_of_relay_over_tls(three: Network, daemon: Daemon) -> None:
-    daemon(three["server"], "-L", server_url())
+    daemon(three["server"], "-L", TUN.server())
     relay = daemon(three["gateway"], "-L", "relay+tls://:8443")
     client = daemon(
         three["client"],
-        *("-L", client_url(three.address("server"))),
+        *("-L", TUN.client(three.address("server"))),
         *("-F", f"relay+tls://{three.address('gateway', 4, 'lan0')}:8443"),
     )
-    exchange(three["client"], three["server"], NETS["server"])
+    exchange(three["client"], three["server"], TUN.nets["server"])
     relay.stop()
     client.wait_for("dialling again")
     daemon(three["gateway"], "-L", "relay+tls://:8443")
-    assert ping(three["client"], NETS["server"][0])
+    assert ping(three["client"], TUN.nets["server"][0])
 
 
 def test_point_to_point_takes_every_destination(two: Network, daemon: Daemon) -> None:
-    daemon(two["server"], "-L", server_url(p2p="true", route="10.55.0.0/16"))
-    daemon(two["client"], "-L", client_url(two.address("server")))
+    daemon(two["server"], "-L", TUN.server(p2p="true", route="10.55.0.0/16"))
+    daemon(two["client"], "-L", TUN.client(two.address("server")))
     with netns.inside(two["client"]):
         subprocess.run(["ip", "address", "add", "10.55.1.1/32", "dev", "tun-client"], check=True)
-    assert ping(two["client"], NETS["server"][0])
+    assert ping(two["client"], TUN.nets["server"][0])
     assert ping(two["server"], "10.55.1.1")
 
 
@@ -159,8 +83,8 @@ def test_a_network_behind_a_client(three: Network, daemon: Daemon) -> None:
     network = behind.rpartition(".")[0] + ".0/24"
     with netns.inside(three["server"]):
         subprocess.run(["ip", "route", "del", "default"], check=True)
-    daemon(three["server"], "-L", server_url(routes=f"{network}%20{NETS['client'][0]}"))
-    daemon(three["gateway"], "-L", client_url(three.address("server")))
+    daemon(three["server"], "-L", TUN.server(routes=f"{network}%20{TUN.nets['client'][0]}"))
+    daemon(three["gateway"], "-L", TUN.client(three.address("server")))
     assert ping(three["server"], behind)
 
 
@@ -176,10 +100,10 @@ def test_masquerade(build: Callable[[Topology], Network], daemon: Daemon, unchan
             subprocess.run(["ip", family, "route", "del", "default"], check=True)
     far = [network.address("server", version) for version in (4, 6)]
     with unchanged(network["gateway"], timeout=5.0):
-        gateway = daemon(network["gateway"], "-L", server_url(masquerade="true"))
+        gateway = daemon(network["gateway"], "-L", TUN.server(masquerade="true"))
         routes = ",".join(f"{address}/{128 if ':' in address else 32}" for address in far)
         near = network.address("gateway", 4, "lan0")
-        client = daemon(network["client"], "-L", client_url(near, route=routes))
+        client = daemon(network["client"], "-L", TUN.client(near, route=routes))
         with serving_in_thread(network["server"], far) as servers:
             for version in (4, 6):
                 assert ping(network["client"], far[version == 6])
@@ -210,7 +134,7 @@ def _segment_size(network: Network, target: Endpoint) -> int:
 def test_masquerade_beside_a_capture(three: Network, daemon: Daemon, unchanged: Any) -> None:
     """Both are in the one table of the instance, which a reload of either changes."""
     capture = {"type": "red", "metadata": {"capture": "lan0", "tproxy": True}}
-    listener = {"type": "tun", "metadata": {"net": net_of("server"), "name": "tun-server", "masquerade": True}}
+    listener = {"type": "tun", "metadata": {"net": TUN.net("server"), "name": "tun-server", "masquerade": True}}
     services = [
         {"name": "capture", "addr": ":12345", "handler": {"type": "red"}, "listener": capture},
         {"name": "vpn", "addr": f":{PORT}", "handler": {"type": "tun"}, "listener": listener},
@@ -233,55 +157,55 @@ def test_masquerade_beside_a_capture(three: Network, daemon: Daemon, unchanged: 
 @pytest.mark.parametrize("carrier", ["udp", "relay+tls"])
 def test_interop(three: Network, launch: Launch, role: str, carrier: str) -> None:
     server, client = ("gost", "gostnet") if role == "gost-server" else ("gostnet", "gost")
-    words = ["-L", client_url(three.address("server"))]
+    words = ["-L", TUN.client(three.address("server"))]
     if carrier != "udp":
         launch(server, three["gateway"], "-L", f"{carrier}://:8443")
         words += ["-F", f"{carrier}://{three.address('gateway', 4, 'lan0')}:8443"]
-    launch(server, three["server"], "-L", server_url())
+    launch(server, three["server"], "-L", TUN.server())
     launch(client, three["client"], *words)
-    exchange(three["client"], three["server"], NETS["server"])
-    exchange(three["server"], three["client"], NETS["client"])
+    exchange(three["client"], three["server"], TUN.nets["server"])
+    exchange(three["server"], three["client"], TUN.nets["client"])
 
 
 # ---- coming and going ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("keepalive", ["true", "false"])
 def test_restarts_of_either_side(two: Network, daemon: Daemon, keepalive: str) -> None:
-    client_words = ("-L", client_url(two.address("server"), keepalive=keepalive))
-    server = daemon(two["server"], "-L", server_url())
+    client_words = ("-L", TUN.client(two.address("server"), keepalive=keepalive))
+    server = daemon(two["server"], "-L", TUN.server())
     client = daemon(two["client"], *client_words)
-    assert ping(two["client"], NETS["server"][0])
+    assert ping(two["client"], TUN.nets["server"][0])
     server.kill()
-    assert not ping(two["client"], NETS["server"][0], 1)
-    daemon(two["server"], "-L", server_url())
-    assert ping(two["client"], NETS["server"][0])
+    assert not ping(two["client"], TUN.nets["server"][0], 1)
+    daemon(two["server"], "-L", TUN.server())
+    assert ping(two["client"], TUN.nets["server"][0])
     client.kill()
     daemon(two["client"], *client_words)
-    assert ping(two["server"], NETS["client"][0])
-    assert ping(two["client"], NETS["server"][0])
+    assert ping(two["server"], TUN.nets["client"][0])
+    assert ping(two["client"], TUN.nets["server"][0])
 
 
 def test_a_client_whose_address_changes_is_followed(two: Network, daemon: Daemon) -> None:
-    daemon(two["server"], "-L", server_url())
-    daemon(two["client"], "-L", client_url(two.address("server", 4)))
-    assert ping(two["server"], NETS["client"][0])
+    daemon(two["server"], "-L", TUN.server())
+    daemon(two["client"], "-L", TUN.client(two.address("server", 4)))
+    assert ping(two["server"], TUN.nets["client"][0])
     old = two.address("client")
     new = old.rpartition(".")[0] + ".77"
     with netns.inside(two["client"]):
         for verb, address in (("add", new), ("del", old)):
             subprocess.run(["ip", "address", verb, f"{address}/24", "dev", "wan0"], check=True)
         subprocess.run(["ip", "address", "replace", f"{new}/24", "dev", "wan0"], check=True)
-    assert ping(two["server"], NETS["client"][0])
+    assert ping(two["server"], TUN.nets["client"][0])
 
 
 def test_a_device_that_somebody_deletes_comes_back(two: Network, daemon: Daemon, unchanged: Any) -> None:
     with unchanged(two["server"]):
-        server = daemon(two["server"], "-L", server_url(route="10.55.0.0/16"))
-        daemon(two["client"], "-L", client_url(two.address("server")))
-        assert ping(two["client"], NETS["server"][1])
+        server = daemon(two["server"], "-L", TUN.server(route="10.55.0.0/16"))
+        daemon(two["client"], "-L", TUN.client(two.address("server")))
+        assert ping(two["client"], TUN.nets["server"][1])
         with netns.inside(two["server"]):
             subprocess.run(["ip", "link", "del", "tun-server"], check=True)
         server.wait_for("has been closed")
-        assert ping(two["client"], NETS["server"][1])
+        assert ping(two["client"], TUN.nets["server"][1])
         with netns.inside(two["server"]):
             routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
         assert "10.55.0.0/16 dev tun-server" in routes
@@ -294,7 +218,7 @@ def test_reload(two: Network, daemon: Daemon, tmp_path: Path, changed: bool) -> 
     path = tmp_path / "live.yaml"
 
     def write(passphrase: str) -> None:
-        metadata = {"net": net_of("server"), "name": "tun-server"}
+        metadata = {"net": TUN.net("server"), "name": "tun-server"}
         service = {
             "name": "vpn",
             "addr": f":{PORT}",
@@ -305,8 +229,8 @@ def test_reload(two: Network, daemon: Daemon, tmp_path: Path, changed: bool) -> 
 
     write("one")
     server = daemon(two["server"], "-C", str(path))
-    client = daemon(two["client"], "-L", client_url(two.address("server"), passphrase="one"))
-    assert ping(two["client"], NETS["server"][0])
+    client = daemon(two["client"], "-L", TUN.client(two.address("server"), passphrase="one"))
+    assert ping(two["client"], TUN.nets["server"][0])
     with netns.inside(two["server"]):
         index = socket.if_nametoindex("tun-server")
     write("two" if changed else "one")
@@ -317,38 +241,38 @@ def test_reload(two: Network, daemon: Daemon, tmp_path: Path, changed: bool) -> 
     if changed:
         server.wait_for("is refused")
         client.wait_for("no answer to a registration")
-        assert not ping(two["client"], NETS["server"][0], 1)
+        assert not ping(two["client"], TUN.nets["server"][0], 1)
     else:
-        assert ping(two["client"], NETS["server"][0], 2)
+        assert ping(two["client"], TUN.nets["server"][0], 2)
 
 
 # ---- refusals -----------------------------------------------------------------------------------------
 def test_a_wrong_passphrase_is_refused(two: Network, daemon: Daemon) -> None:
-    server = daemon(two["server"], "-L", server_url(passphrase="right"))
-    wrong = daemon(two["client"], "-L", client_url(two.address("server"), passphrase="wrong"))
+    server = daemon(two["server"], "-L", TUN.server(passphrase="right"))
+    wrong = daemon(two["client"], "-L", TUN.client(two.address("server"), passphrase="wrong"))
     server.wait_for("is refused")
-    assert not ping(two["client"], NETS["server"][0], 1)
+    assert not ping(two["client"], TUN.nets["server"][0], 1)
     wrong.stop()
-    daemon(two["client"], "-L", client_url(two.address("server"), passphrase="right"))
-    assert ping(two["client"], NETS["server"][0])
+    daemon(two["client"], "-L", TUN.client(two.address("server"), passphrase="right"))
+    assert ping(two["client"], TUN.nets["server"][0])
 
 
 def test_an_auther_knows_each_address(two: Network, daemon: Daemon) -> None:
-    auths = [{"username": address, "password": f"of-{address}"[:16]} for address in NETS["client"][:1]]
+    auths = [{"username": address, "password": f"of-{address}"[:16]} for address in TUN.nets["client"][:1]]
     service = {
         "name": "vpn",
         "addr": f":{PORT}",
         "handler": {"type": "tun", "auther": "peers"},
-        "listener": {"type": "tun", "metadata": {"net": net_of("server"), "name": "tun-server"}},
+        "listener": {"type": "tun", "metadata": {"net": TUN.net("server"), "name": "tun-server"}},
     }
     server = daemon(two["server"], {"services": [service], "authers": [{"name": "peers", "auths": auths}]})
-    query = {"net": f"{NETS['client'][0]}/24", "passphrase": auths[0]["password"]}
-    impostor = {"net": f"{NETS['other'][0]}/24", "passphrase": auths[0]["password"]}
-    forged = daemon(two["client"], "-L", client_url(two.address("server"), **impostor))
+    query = {"net": f"{TUN.nets['client'][0]}/24", "passphrase": auths[0]["password"]}
+    impostor = {"net": f"{TUN.nets['other'][0]}/24", "passphrase": auths[0]["password"]}
+    forged = daemon(two["client"], "-L", TUN.client(two.address("server"), **impostor))
     server.wait_for("is refused")
     forged.stop()
-    daemon(two["client"], "-L", client_url(two.address("server"), **query))
-    assert ping(two["client"], NETS["server"][0])
+    daemon(two["client"], "-L", TUN.client(two.address("server"), **query))
+    assert ping(two["client"], TUN.nets["server"][0])
 
 
 def failed(place: str, *words: str, before: tuple[str, ...] = ()) -> str:
@@ -360,14 +284,14 @@ def failed(place: str, *words: str, before: tuple[str, ...] = ()) -> str:
 
 
 def test_a_name_in_use_a_port_in_use_and_a_missing_address(two: Network, daemon: Daemon, unchanged: Any) -> None:
-    daemon(two["server"], "-L", server_url()).wait_for("engine ")
+    daemon(two["server"], "-L", TUN.server()).wait_for("engine ")
     with unchanged(two["server"]):
         other = ("--instance", "second")
-        again = server_url().replace(f":{PORT}", ":8422")
+        again = TUN.server().replace(f":{PORT}", ":8422")
         said = failed(two["server"], *other, "-L", again)
         assert "tun-server" in said
         assert "in use" in said
-        taken = failed(two["server"], *other, "-L", server_url(name="tun-second"))
+        taken = failed(two["server"], *other, "-L", TUN.server(name="tun-second"))
         assert str(PORT) in taken
         assert "in use" in taken.lower()
         assert "at least one address" in failed(two["server"], *other, "-L", f"tun://:0/192.0.2.1:{PORT}")
@@ -379,10 +303,10 @@ def test_a_name_in_use_a_port_in_use_and_a_missing_address(two: Network, daemon:
 def test_no_device_file_and_no_capability(two: Network, unchanged: Any, peer: Callable[[str], str]) -> None:
     with unchanged(two["server"]):
         hide = ('mount -t tmpfs none /dev/net && exec "$@"', "sh")
-        said = failed(two["server"], "-L", server_url(), before=(peer("unshare"), "-m", "sh", "-c", *hide))
+        said = failed(two["server"], "-L", TUN.server(), before=(peer("unshare"), "-m", "sh", "-c", *hide))
         assert "/dev/net/tun is missing" in said
         assert "modprobe tun" in said
-        said = failed(two["server"], "-L", server_url(), before=(peer("setpriv"), "--bounding-set=-net_admin"))
+        said = failed(two["server"], "-L", TUN.server(), before=(peer("setpriv"), "--bounding-set=-net_admin"))
         assert "CAP_NET_ADMIN" in said
 
 
@@ -391,7 +315,7 @@ def test_no_device_file_and_no_capability(two: Network, unchanged: Any, peer: Ca
 def test_nothing_is_left_whatever_the_ending(two: Network, daemon: Daemon, unchanged: Any, ending: str) -> None:
     route = two.address("server").rpartition(".")[0] + ".0/24"  # one that is there already, and comes back
     with unchanged(two["client"], timeout=5.0):
-        client = daemon(two["client"], "-L", client_url("192.0.2.1", route=f"10.55.0.0/16,{route}"))
+        client = daemon(two["client"], "-L", TUN.client("192.0.2.1", route=f"10.55.0.0/16,{route}"))
         with netns.inside(two["client"]):
             routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
         assert f"{route} dev tun-client" in routes
@@ -405,18 +329,18 @@ def test_the_name_and_the_namespace_may_be_chosen_by_others(two: Network, daemon
     daemon(two["client"], "-L", f"tun://:{PORT}?net=192.168.123.1/24&netns={two['server']}")
     assert "tun0" in links(two["server"])
     assert "tun0" not in links(two["client"])
-    url = client_url(two.address("server")).replace("name=tun-client", "tun.name=tunnel7")
+    url = TUN.client(two.address("server")).replace("name=tun-client", "tun.name=tunnel7")
     daemon(two["client"], "--instance", "second", "-L", url)
     assert "tunnel7" in links(two["client"])
-    assert ping(two["client"], NETS["server"][0])
+    assert ping(two["client"], TUN.nets["server"][0])
 
 
 def test_plan_shows_the_device(two: Network, unchanged: Any) -> None:
     with unchanged(two["server"]):
         planned = run_program(
-            [sys.executable, "-m", "gostnet", "plan", "-L", server_url(route="10.55.0.0/16")], two["server"]
+            [sys.executable, "-m", "gostnet", "plan", "-L", TUN.server(route="10.55.0.0/16")], two["server"]
         )
         lines = planned.output.splitlines()
         assert "+ ip link set dev tun-server mtu 1420 up" in lines
-        assert f"+ ip address add {NETS['server'][0]}/24 dev tun-server" in lines
+        assert f"+ ip address add {TUN.nets['server'][0]}/24 dev tun-server" in lines
         assert any(line.startswith("+ ip route add 10.55.0.0/16 dev tun-server") for line in lines)

@@ -7,17 +7,18 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from vpn import PATIENCE, PORT, TUN, ping
 
 from gostnet.kernel import netns
 from gostnet.protocols.tun import codec
 from gostnet.testing.clients import echo, echo_datagram
-from gostnet.testing.namespaces import Network, Topology, row
+from gostnet.testing.namespaces import Network
 from gostnet.testing.processes import Process, run_program
 from gostnet.testing.servers import serving_in_thread
 
@@ -25,38 +26,7 @@ pytestmark = pytest.mark.netns
 
 Daemon = Callable[..., Process]
 
-PORT = 8421
-PATIENCE = 15.0
-NETS = {"server": ("192.168.123.1", "fd00:123::1"), "client": ("192.168.123.2", "fd00:123::2")}
 ENGINES = pytest.mark.parametrize("engine", ["auto", "pump"])
-
-
-@pytest.fixture
-def two(build: Callable[[Topology], Network]) -> Network:
-    """Client and server on one link."""
-    return build(row("client", "server"))
-
-
-def net_of(role: str) -> str:
-    return ",".join(f"{address}/{64 if ':' in address else 24}" for address in NETS[role])
-
-
-def server_url(**query: str) -> str:
-    return _url(f"tun://:{PORT}?", {"net": net_of("server"), "name": "tun-server", **query})
-
-
-def client_url(server: str, **query: str) -> str:
-    words = {"net": net_of("client"), "name": "tun-client", "keepalive": "true", "ttl": "1s", **query}
-    return _url(f"tun://:0/{server}:{PORT}?", words)
-
-
-def _url(head: str, words: Mapping[str, str]) -> str:
-    return head + "&".join(f"{key.replace('_', '.')}={value}" for key, value in words.items())
-
-
-def ping(place: str, address: str, patience: int = int(PATIENCE)) -> bool:
-    words = ["ping", "-n", "-c1", "-i0.2", f"-w{patience}", address]
-    return run_program(words, place, timeout=patience + 5, check=False).wait() == 0
 
 
 def ip(place: str, *words: str) -> None:
@@ -69,21 +39,21 @@ def ip(place: str, *words: str) -> None:
 def test_a_way_to_the_server_that_leads_into_the_tunnel_is_refused(three: Network, daemon: Daemon, engine: str) -> None:
     """No packet goes round, the reason is said, and a better route is taken at once."""
     server = three.address("server")
-    daemon(three["server"], "-L", server_url(tun_engine=engine))
+    daemon(three["server"], "-L", TUN.server(tun_engine=engine))
     route = server.rpartition(".")[0] + ".0/24"
-    client = daemon(three["client"], "-L", client_url(server, route=route, tun_engine=engine))
+    client = daemon(three["client"], "-L", TUN.client(server, route=route, tun_engine=engine))
     client.wait_for(f"the way to {server} leads into the tunnel itself")
-    assert not ping(three["client"], NETS["server"][0], 1)
+    assert not ping(three["client"], TUN.nets["server"][0], 1)
     with netns.inside(three["client"]):
         shown = subprocess.run(["ip", "-s", "link", "show", "tun-client"], capture_output=True, text=True, check=True)
     sent = int(shown.stdout.split("TX:")[1].splitlines()[1].split()[1])
     assert sent < 20, "packets go round"
     ip(three["client"], "route", "add", f"{server}/32", "via", three.address("gateway", 4, "lan0"))
-    assert ping(three["client"], NETS["server"][0])
+    assert ping(three["client"], TUN.nets["server"][0])
     # It is noticed later too: the better route goes away, and with it the way.
     ip(three["client"], "route", "del", f"{server}/32")
     deadline = time.monotonic() + PATIENCE
-    while ping(three["client"], NETS["server"][0], 1):
+    while ping(three["client"], TUN.nets["server"][0], 1):
         assert time.monotonic() < deadline
 
 
@@ -93,14 +63,14 @@ def test_a_way_that_is_too_narrow_is_told_and_packets_travel_in_fragments(
 ) -> None:
     for side, device in (("client", "wan0"), ("server", "lan0")):
         ip(two[side], "link", "set", device, "mtu", "1300")
-    daemon(two["server"], "-L", server_url(tun_engine=engine))
-    client = daemon(two["client"], "-L", client_url(two.address("server"), tun_engine=engine))
+    daemon(two["server"], "-L", TUN.server(tun_engine=engine))
+    client = daemon(two["client"], "-L", TUN.client(two.address("server"), tun_engine=engine))
     said = client.wait_for("travel in fragments")
     assert "packets of more than 1272 bytes" in said
     assert "mtu=1272" in said
-    full = ["ping", "-n", "-c3", "-i0.2", "-w10", "-M", "do", "-s", str(1420 - 28), NETS["server"][0]]
+    full = ["ping", "-n", "-c3", "-i0.2", "-w10", "-M", "do", "-s", str(1420 - 28), TUN.nets["server"][0]]
     assert run_program(full, two["client"], timeout=20, check=False).wait() == 0
-    with serving_in_thread(two["server"], list(NETS["server"])) as servers:
+    with serving_in_thread(two["server"], list(TUN.nets["server"])) as servers:
         for version in (4, 6):
             data = os.urandom(300_000)
             assert echo(two["client"], servers.endpoint("echo/tcp", version), data) == data
@@ -110,9 +80,9 @@ def test_a_way_that_is_too_narrow_is_told_and_packets_travel_in_fragments(
 @pytest.mark.parametrize("version", [4, 6])
 def test_who_sends_too_large_packets_through_a_gateway_is_told(three: Network, daemon: Daemon, version: int) -> None:
     """The host behind the gateway, which is the client, learns the MTU of the tunnel."""
-    daemon(three["server"], "-L", server_url(masquerade="true"))
-    target = NETS["server"][version == 6]
-    daemon(three["gateway"], "-L", client_url(three.address("server"), masquerade="true"))
+    daemon(three["server"], "-L", TUN.server(masquerade="true"))
+    target = TUN.nets["server"][version == 6]
+    daemon(three["gateway"], "-L", TUN.client(three.address("server"), masquerade="true"))
     assert ping(three["gateway"], target)
     size = 1500 - (28 if version == 4 else 48)
     words = ["ping", "-n", "-c2", "-i0.2", "-w3", "-M", "do", "-s", str(size), target]
@@ -127,7 +97,7 @@ def test_a_namespace_that_is_deleted_under_it_ends_with_it(two: Network, daemon:
     name = f"gn-{os.getpid()}-gone"
     netns.create(name)
     try:
-        process = daemon(two["client"], "-L", server_url(netns=name))
+        process = daemon(two["client"], "-L", TUN.server(netns=name))
         process.wait_for("engine ")
     finally:
         netns.delete(name)
@@ -155,13 +125,13 @@ def test_networks_that_overlap(two: Network, daemon: Daemon, unchanged: Any) -> 
 # ---- liars ----------------------------------------------------------------------------------------------
 def test_forged_registrations_change_nothing(three: Network, daemon: Daemon) -> None:
     """Another host knows the address and the port, but not the passphrase."""
-    daemon(three["server"], "-L", server_url(passphrase="right"))
-    daemon(three["client"], "-L", client_url(three.address("server"), passphrase="right"))
-    assert ping(three["client"], NETS["server"][0])
-    addresses = [ip_address(text) for text in NETS["client"]]
+    daemon(three["server"], "-L", TUN.server(passphrase="right"))
+    daemon(three["client"], "-L", TUN.client(three.address("server"), passphrase="right"))
+    assert ping(three["client"], TUN.nets["server"][0])
+    addresses = [ip_address(text) for text in TUN.nets["client"]]
     whole = codec.encode_registration("wrong", addresses)
     lies = [whole, codec.encode_registration("", addresses), whole[:-1], codec.OFFER, b"GOST" + bytes(60000)]
-    lies += [codec.encode_registration("right", [ip_address(NETS["server"][0])]), codec.encode_answer("1.2.3.4")]
+    lies += [codec.encode_registration("right", [ip_address(TUN.nets["server"][0])]), codec.encode_answer("1.2.3.4")]
     target = (three.address("server"), PORT)
     with netns.inside(three["gateway"]):
         liar = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -171,7 +141,7 @@ def test_forged_registrations_change_nothing(three: Network, daemon: Daemon) -> 
             liar.sendto(lie, target)
             with pytest.raises(TimeoutError):
                 liar.recv(100)
-    assert ping(three["server"], NETS["client"][0], 2)
+    assert ping(three["server"], TUN.nets["client"][0], 2)
 
 
 @pytest.mark.parametrize("reload", ["HUP", "itself"])
@@ -180,32 +150,32 @@ def test_a_user_who_is_taken_out_of_the_file_is_no_peer_any_more(
 ) -> None:
     """The service is described as before, so it keeps its device; its peers do not outlive their authorisation."""
     users = tmp_path / "users"
-    users.write_text("".join(f"{address} secret\n" for address in NETS["client"]))
+    users.write_text("".join(f"{address} secret\n" for address in TUN.nets["client"]))
     service = {
         "name": "vpn",
         "addr": f":{PORT}",
         "handler": {"type": "tun", "auther": "peers"},
-        "listener": {"type": "tun", "metadata": {"net": net_of("server"), "name": "tun-server"}},
+        "listener": {"type": "tun", "metadata": {"net": TUN.net("server"), "name": "tun-server"}},
     }
     auther = {"name": "peers", "file": {"path": str(users)}, "reload": "1s" if reload == "itself" else "0s"}
     server = daemon(two["server"], {"services": [service], "authers": [auther]})
-    daemon(two["client"], "-L", client_url(two.address("server"), passphrase="secret"))
-    for address in NETS["client"]:
+    daemon(two["client"], "-L", TUN.client(two.address("server"), passphrase="secret"))
+    for address in TUN.nets["client"]:
         assert ping(two["server"], address)
     with netns.inside(two["server"]):
         index = socket.if_nametoindex("tun-server")
-    users.write_text(f"{NETS['client'][1]} secret\n")
+    users.write_text(f"{TUN.nets['client'][1]} secret\n")
     if reload == "HUP":
         server.send(signal.SIGHUP)
-    server.wait_for(f"{NETS['client'][0]} at ", 20)
+    server.wait_for(f"{TUN.nets['client'][0]} at ", 20)
     server.wait_for("is no peer any more", 20)
-    assert not ping(two["server"], NETS["client"][0], 1)
+    assert not ping(two["server"], TUN.nets["client"][0], 1)
     with netns.inside(two["server"]):
         assert socket.if_nametoindex("tun-server") == index
-    users.write_text("".join(f"{address} secret\n" for address in NETS["client"]))
+    users.write_text("".join(f"{address} secret\n" for address in TUN.nets["client"]))
     if reload == "HUP":
         server.send(signal.SIGHUP)
-    assert ping(two["server"], NETS["client"][0])
+    assert ping(two["server"], TUN.nets["client"][0])
 
 
 # ---- coming and going -----------------------------------------------------------------------------------
@@ -226,9 +196,9 @@ def test_peers_that_come_and_go_leave_nothing_behind(two: Network, daemon: Daemo
     """For ten seconds: a client whose server vanishes, peers at ever new ports, devices that are deleted."""
     target = (two.address("server"), PORT)
     with unchanged(two["server"], timeout=5.0), unchanged(two["client"], timeout=5.0):
-        server = daemon(two["server"], "-L", server_url(tun_engine=engine))
-        client = daemon(two["client"], "-L", client_url(two.address("server"), tun_engine=engine))
-        assert ping(two["client"], NETS["server"][0])
+        server = daemon(two["server"], "-L", TUN.server(tun_engine=engine))
+        client = daemon(two["client"], "-L", TUN.client(two.address("server"), tun_engine=engine))
+        assert ping(two["client"], TUN.nets["server"][0])
 
         def turn(number: int) -> None:
             for low in range(50):
@@ -245,7 +215,7 @@ def test_peers_that_come_and_go_leave_nothing_behind(two: Network, daemon: Daemo
         for number in range(10):
             turn(number)
             time.sleep(0.1)
-        assert ping(two["client"], NETS["server"][0])
+        assert ping(two["client"], TUN.nets["server"][0])
         before = [(resident(p), descriptors(p)) for p in (server, client)]
         end = time.monotonic() + 10
         number = 0
@@ -253,7 +223,7 @@ def test_peers_that_come_and_go_leave_nothing_behind(two: Network, daemon: Daemo
             turn(number)
             number += 1
             time.sleep(0.1)
-        assert ping(two["client"], NETS["server"][0])
+        assert ping(two["client"], TUN.nets["server"][0])
         after = [(resident(p), descriptors(p)) for p in (server, client)]
         for (memory_before, open_before), (memory_after, open_after) in zip(before, after, strict=True):
             assert memory_after < memory_before + 4096
