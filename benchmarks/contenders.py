@@ -168,8 +168,12 @@ _GOSTNET = (sys.executable, "-m", "gostnet")
 
 
 def _upstream(directory: Path) -> Program:
-    """The SOCKS5 server behind every TUN-to-SOCKS5 contender: always the same one."""
-    service = {"name": "u", "addr": ":1190", "handler": {"type": "socks5"}, "listener": {"type": "tcp"}}
+    """The SOCKS5 server behind every TUN-to-SOCKS5 contender: always the same one.
+
+    It declines TLS inside the dialogue, which some of them offer and others do not: what is measured is the device.
+    """
+    handler = {"type": "socks5", "metadata": {"notls": True}}
+    service = {"name": "u", "addr": ":1190", "handler": handler, "listener": {"type": "tcp"}}
     config = _gost_config(directory, "upstream.json", [service])
     return Program((*_GOSTNET, "-C", config), port=1190, measured=False)
 
