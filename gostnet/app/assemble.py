@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from ..config import schema
 from ..config.common_options import HandlerOptions, ServiceOptions
-from ..core.address import ANY, parse_endpoint
+from ..core.address import ANY, Endpoint, parse_endpoint
 from ..core.contracts import Authenticator, Policies, RateLimiter, Resolver, TrafficLimiter
 from ..core.errors import ConfigError
 from ..core.log import LEVELS, Logger, open_sink
-from ..core.options import Secret
+from ..core.options import Secret, option_keys
 from ..core.packets import Packets
 from ..core.registry import Catalog
 from ..core.resources import MARK_OWN
@@ -36,6 +37,7 @@ from .chains import Chains
 from .dialing import dial_options
 from .parts import Lazy, Parts, bind, own_credentials
 from .routes import Routes
+from .share import SHARED, Share
 
 
 @dataclass(slots=True)
@@ -69,7 +71,9 @@ class Assembler:
         *,
         lenient: bool = False,
         previous: Assembly | None = None,
+        share: Share | None = None,
     ) -> None:
+        """`share` is the part of one of several workers."""
         self._config = config
         # Own sockets are marked as soon as anything is captured: that is what keeps them out of the capture.
         captures = any(
@@ -79,11 +83,17 @@ class Assembler:
         )
         own_mark = MARK_OWN if captures else 0
         self._hooks: dict[str, ServiceOptions] = {}
-        self._log = _logger(config.log, {})
-        self._loggers = {logger.name: _logger(logger.log, {"logger": logger.name}) for logger in config.loggers}
+        self._share = share
+        turn = share.ledger if share is not None else None
+        known = {"worker": share.worker} if share is not None else {}
+        self._log = logger_of(config.log, known, turn)
+        self._loggers = {
+            logger.name: logger_of(logger.log, {**known, "logger": logger.name}, turn) for logger in config.loggers
+        }
         parts = self._parts = Parts(config, catalog, system(own_mark), self._log, own_mark=own_mark, lenient=lenient)
         self._chains = Chains(parts, previous.nodes if previous else {})
         build = parts.build
+        build.ledger = share.ledger if share is not None else None
         self._authers = build_authers(config, build)
         before = previous.build if previous is not None else None
         self._limiters = build_limiters(config, build, before)
@@ -290,10 +300,15 @@ class Assembler:
             router=lambda name: self._routes.use(name, options.socket.netns),
             log=log,
         )
-        made: Listener = stack.make(
-            address, bind(stack.Options, listener.metadata, f"{listener.path}.metadata"), context
-        )
+        metadata = listener.metadata
+        shared = self._share is not None and "reuseport" in option_keys(stack.Options)
+        if shared:
+            metadata = {**{key: value for key, value in metadata.items() if key.lower() != "reuseport"}, **SHARED}
+        if self._share is not None and address.port == 0:
+            address = Endpoint(address.host, self._share.ports.get(section.name, 0))
+        made: Listener = stack.make(address, bind(stack.Options, metadata, f"{listener.path}.metadata"), context)
         made.netns = options.socket.netns
+        made.shared = shared
         if options.socket.proxy_protocol > 0:
             if made.source.network == "tcp":
                 made.preface = ProxyProtocol()
@@ -349,8 +364,11 @@ def _identity(section: schema.Service, config: schema.Config) -> object:
     return (section.addr, listener.kind if listener else "tcp", listener, repr(place))
 
 
-def _logger(section: schema.Log | None, fields: dict[str, Any]) -> Logger:
+def logger_of(
+    section: schema.Log | None, fields: dict[str, Any], turn: AbstractContextManager[object] | None = None
+) -> Logger:
+    """Return the logger that a section describes; `turn` is held while it writes."""
     if section is None:
-        return Logger(open_sink("stderr"), fields=fields)
+        return Logger(open_sink("stderr", turn), fields=fields)
     level = LEVELS.get(section.level.lower(), LEVELS["info"])
-    return Logger(open_sink(section.output), level, text=section.format == "text", fields=fields)
+    return Logger(open_sink(section.output, turn), level, text=section.format == "text", fields=fields)

@@ -6,15 +6,13 @@ import asyncio
 import gc
 import os
 import resource
-import signal
-import socket
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..config.argv import Invocation
 from ..config.finding import Finding
 from ..config.load import Loaded, Loader
+from ..config.workers import parse_workers
 from ..core.errors import GostnetError
 from ..core.log import Logger
 from ..core.tasks import Scope, in_thread, run
@@ -24,9 +22,11 @@ from .catalog import catalog
 from .checking import check_loaded
 from .direct import DirectKeeper, DirectWays
 from .hooks import run_hooks
-from .kernel import KernelState, Wanted, wanted_by
+from .kernel import Kernel, KernelState, Wanted, wanted_by
 from .names import system_resolver
 from .routes import RouteKeeper
+from .share import Share
+from .signals import Signals, notify
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that connections have to end by themselves at a stop."""
@@ -47,6 +47,11 @@ def run_daemon(invocation: Invocation) -> int:
     _raise_descriptor_limit()
 
     async def live() -> int:
+        workers = parse_workers(loaded.config.workers)
+        if workers > 1:
+            from .supervisor import Supervisor  # who serves alone needs none of it
+
+            return await Supervisor(invocation, loader, workers).run(loaded)
         return await Daemon(invocation, loader).run(loaded)
 
     try:
@@ -65,10 +70,12 @@ def _raise_descriptor_limit() -> None:
         pass
 
 
-def assemble(loaded: Loaded, *, lenient: bool = False, previous: Assembly | None = None) -> Assembly:
+def assemble(
+    loaded: Loaded, *, lenient: bool = False, previous: Assembly | None = None, share: Share | None = None
+) -> Assembly:
     """Build the objects of a configuration, nothing of it open. Raise ConfigError or Unavailable."""
-
-    return Assembler(loaded.config, catalog(), system_resolver, lenient=lenient, previous=previous).build()
+    config = loaded.config
+    return Assembler(config, catalog(), system_resolver, lenient=lenient, previous=previous, share=share).build()
 
 
 @dataclass(slots=True)
@@ -82,17 +89,16 @@ class _Running:
 class Daemon:
     """One instance: its services, its kernel state, its signals."""
 
-    def __init__(self, invocation: Invocation, loader: Loader) -> None:
+    def __init__(self, invocation: Invocation, loader: Loader, kernel: Kernel | None = None) -> None:
+        """`kernel` is whoever holds the kernel's state, by default this process."""
         self._invocation = invocation
         self._loader = loader
         self._running: dict[str, _Running] = {}
         self._direct = DirectWays({})
         self._assembly: Assembly | None = None
-        self._kernel = KernelState(invocation.instance)
+        self._kernel: Kernel = kernel or KernelState(invocation.instance)
         self._loading = Scope("loaders")
         self._keeping = Scope("routes")
-        self._stop = asyncio.Event()
-        self._reload = asyncio.Event()
 
     async def run(self, loaded: Loaded) -> int:
         """Start, serve until a signal says stop, wind down."""
@@ -101,26 +107,21 @@ class Daemon:
             assembly = self._assemble(loaded)
             self._assembly = assembly
         except GostnetError as exc:
-            _print_error(exc, loaded)
+            print_error(exc, loaded)
             return 1
         log = assembly.log
-        self._watch_signals()
+        signals = Signals(self._invocation.reload)
         try:
             await self._start(assembly, scope)
         except GostnetError as exc:
-            log.fatal(_with_hint(exc))
+            log.fatal(with_hint(exc))
             log.sink.close()
             return 1
-        # What lives as long as the daemon is never looked at again by the collector, and connections, which are mostly
-        # freed by counting, need not start it every fourteenth time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 20)
         log.info("ready", services=len(assembly.services), pid=os.getpid())
-        _notify("READY=1")
-        await self._serve_signals(scope, log)
+        notify("READY=1")
+        await signals.serve(scope, lambda quiet: self._reload_now(scope, quiet))
         log.info("stopping")
-        _notify("STOPPING=1")
+        notify("STOPPING=1")
         await self._wind_down(scope)
         log = self._assembly.log
         log.info("stopped")
@@ -141,7 +142,7 @@ class Daemon:
                 await reloader.load()
             for service in assembly.services.values():
                 await run_hooks("pre-up", assembly.hooks[service.name].pre_up, service.log)
-                await service.open()
+                await self._open(service)
                 opened.append(service)
             self._direct = DirectWays(assembly.services)
             await in_thread(self._direct.apply, self._kernel, _wanted(assembly))
@@ -155,6 +156,15 @@ class Daemon:
             self._serve(service, scope)
         self._keep_loading(assembly)
         self._keep_routes(assembly)
+        # What lives as long as the daemon is never looked at again by the collector, and connections, which are mostly
+        # freed by counting, need not start it every fourteenth time.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+
+    async def _open(self, service: Service) -> None:
+        """Bind the listener of a service that is new. Raise GostnetError."""
+        await service.open()
 
     def _keep_routes(self, assembly: Assembly) -> None:
         """Follow the tables of routers, and links that come and go, until the next reload."""
@@ -199,59 +209,33 @@ class Daemon:
                 except GostnetError as error:
                     service.log.error(f"cannot be restarted yet: {error}")
 
-    # ---- signals -------------------------------------------------------------------------------
-    def _watch_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        actions: Sequence[tuple[int, Callable[[], None]]] = (
-            (signal.SIGTERM, self._stop.set),
-            (signal.SIGINT, self._stop.set),
-            (signal.SIGHUP, self._reload.set),
-        )
-        for number, action in actions:
-            loop.add_signal_handler(number, action)
-
-    async def _serve_signals(self, scope: Scope, log: Logger) -> None:
-        """Reload when asked, until asked to stop. `-R` asks periodically, and does so only if something changed."""
-        stop, reload = self._stop, self._reload
-        period = self._invocation.reload
-        while not stop.is_set():
-            waiter = scope.start(stop.wait(), "stop")
-            hup = scope.start(reload.wait(), "reload")
-            await asyncio.wait((waiter, hup), timeout=period or None, return_when=asyncio.FIRST_COMPLETED)
-            waiter.cancel()
-            hup.cancel()
-            if stop.is_set():
-                return
-            quiet = not reload.is_set()
-            reload.clear()
-            await self._reload_now(scope, self._assembly.log if self._assembly else log, quiet)
-
-    async def _reload_now(self, scope: Scope, log: Logger, quiet: bool) -> None:
+    # ---- reload --------------------------------------------------------------------------------
+    async def _reload_now(self, scope: Scope, quiet: bool) -> None:
         """Read the configuration again and change over, or say why not and change nothing."""
-        _notify("RELOADING=1")
+        assert self._assembly is not None
+        log = self._assembly.log
         try:
-            loaded = await in_thread(self._loader.load)
-            findings = await in_thread(check_loaded, loaded, self._invocation.strict, self._invocation.lenient)
-            errors = [finding for finding in findings if finding.severity == "error"]
-            if errors:
-                for finding in errors:
-                    log.error(f"reload: {finding}")
-                log.error("reload: the configuration has errors; the old one stays")
+            loaded = await reread(self._loader, self._invocation, log)
+            if loaded is None:
                 return
-            fresh = self._assemble(loaded)
-            try:
-                for reloader in fresh.build.reloaders:
-                    await reloader.load()
-                await self._change_over(fresh, scope)
-            except BaseException:
-                fresh.build.close()
-                raise
+            await self._replace(loaded, scope)
         except GostnetError as exc:
-            log.error(f"reload: {_with_hint(exc)}; the old configuration stays")
+            log.error(f"reload: {with_hint(exc)}; the old configuration stays")
             return
         finally:
-            _notify("READY=1")
+            notify("READY=1")
         (log.debug if quiet else log.info)("config auto reloaded" if quiet else "config reloaded")
+
+    async def _replace(self, loaded: Loaded, scope: Scope) -> None:
+        """Change over to another configuration. Raise GostnetError, with nothing changed."""
+        fresh = self._assemble(loaded)
+        try:
+            for reloader in fresh.build.reloaders:
+                await reloader.load()
+            await self._change_over(fresh, scope)
+        except BaseException:
+            fresh.build.close()
+            raise
 
     async def _change_over(self, fresh: Assembly, scope: Scope) -> None:
         """Replace the services by those of `fresh`: all or nothing.
@@ -278,7 +262,7 @@ class Daemon:
             for name, service in fresh.services.items():
                 if name not in kept:
                     await run_hooks("pre-up", fresh.hooks[name].pre_up, service.log)
-                    await service.open()
+                    await self._open(service)
                     opened.append(service)
             wanted = [old.services[name] for name in kept] + opened
             ways = DirectWays(fresh.services)
@@ -327,11 +311,27 @@ class Daemon:
         await drains.drain(DRAIN_TIMEOUT + 5)
         await drains.cancel()
         await scope.cancel()
-        if self._assembly is not None:
-            await self._stop_loading(self._assembly)
-        await in_thread(self._kernel.rollback)
+        try:
+            await in_thread(self._kernel.rollback)
+        finally:
+            if self._assembly is not None:
+                await self._stop_loading(self._assembly)
         for service in services:
             await run_hooks("post-down", hooks[service.name].post_down, service.log)
+
+
+async def reread(loader: Loader, invocation: Invocation, log: Logger) -> Loaded | None:
+    """Load the configuration again for a reload; None, with the reasons in the log, if it has errors."""
+    notify("RELOADING=1")
+    loaded = await in_thread(loader.load)
+    findings = await in_thread(check_loaded, loaded, invocation.strict, invocation.lenient)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return loaded
+    for finding in errors:
+        log.error(f"reload: {finding}")
+    log.error("reload: the configuration has errors; the old one stays")
+    return None
 
 
 def _wanted(assembly: Assembly) -> Wanted:
@@ -339,29 +339,16 @@ def _wanted(assembly: Assembly) -> Wanted:
     return assembly.routes.added_to(wanted_by(assembly.services.values()))
 
 
-def _with_hint(exc: GostnetError) -> str:
+def with_hint(exc: GostnetError) -> str:
+    """Return what is wrong, and what helps."""
     return f"{exc} ({exc.hint})" if exc.hint else str(exc)
 
 
-def _print_error(exc: GostnetError, loaded: Loaded) -> None:
+def print_error(exc: GostnetError, loaded: Loaded) -> None:
     """Print an error that came up while objects were built, with its place where its path is known."""
     path, _, message = str(exc).partition(": ")
     spot = loaded.config.positions.find(path)
     if spot is not None:
         print(Finding(spot.value, path, message, exc.code), file=sys.stderr)
     else:
-        print(f"gostnet: error: {_with_hint(exc)} [{exc.code}]", file=sys.stderr)
-
-
-def _notify(state: str) -> None:
-    """Tell systemd, where it listens (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.sendto(state.encode(), address)
-    except OSError:
-        pass  # not being heard must not stop the daemon
+        print(f"gostnet: error: {with_hint(exc)} [{exc.code}]", file=sys.stderr)

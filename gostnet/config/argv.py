@@ -14,6 +14,7 @@ from typing import Final
 from ..core.options import Unusable, to_bool
 from ..core.suggest import did_you_mean
 from ..core.units import parse_seconds
+from .workers import parse_workers
 
 VERBS: Final = ("run", "check", "plan", "rollback", "lab")
 """Verbs that are built."""
@@ -25,11 +26,11 @@ LATER_VERBS: Final = frozenset(
 _LISTS: Final = {"L": "services", "F": "nodes", "C": "configs"}
 _TEXTS: Final = {"O": "output", "api": "api", "metrics": "metrics"}
 _SWITCHES: Final = {"D": "debug", "DD": "trace", "V": "version"}
-_OWN_TEXTS: Final = {"instance": "instance"}
+_OWN_TEXTS: Final = {"instance": "instance", "workers": "processes"}
 _OWN_SWITCHES: Final = {"json": "json", "strict": "strict", "lenient": "lenient"}
 
 HELP: Final = """\
-usage: gostnet [VERB] [flags] [-- flags of the next worker ...]
+usage: gostnet [VERB] [flags] [-- flags of another command line ...]
 
 verbs:
   run        start the services (without a verb, too)
@@ -52,6 +53,7 @@ flags as in GOST:
 
 flags of gostnet:
   --instance NAME   name of this instance and of what it makes in the kernel (default: default)
+  --workers N|auto  serve with N processes, or one for each processor (default: 1)
   --json            print findings and plans as JSON
   --strict          unknown keys are errors
   --lenient         names that nothing bears are warnings, and mean what they mean in GOST
@@ -64,7 +66,10 @@ class UsageError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
-    """What the arguments say. With `workers` only they count: one list of arguments (verb included) for each."""
+    """What the arguments say. With `workers` only they count: one list of arguments (verb included) for each.
+
+    processes   of `--workers`, which is not GOST's ` -- `: how many serve the one configuration, "" if it is not said
+    """
 
     verb: str = "run"
     services: tuple[str, ...] = ()
@@ -82,6 +87,7 @@ class Invocation:
     json: bool = False
     strict: bool = False
     lenient: bool = False
+    processes: str = ""
     words: tuple[str, ...] = ()
     workers: tuple[tuple[str, ...], ...] = ()
 
@@ -189,6 +195,7 @@ def _invocation(verb: str, lists: dict[str, list[str]], values: dict[str, str | 
         help=switch("help"),
         reload=float(values.get("reload", 0.0)),
         instance=instance,
+        processes=_processes(text("processes")),
         json=switch("json"),
         strict=switch("strict"),
         lenient=switch("lenient"),
@@ -200,6 +207,14 @@ def _switch(flag: str, text: str) -> bool:
         return to_bool(text)
     except Unusable as exc:
         raise UsageError(f"-{flag}: {text[:64]!r} is not {exc}") from exc
+
+
+def _processes(text: str) -> str:
+    try:
+        parse_workers(text)
+    except ValueError as exc:
+        raise UsageError(f"--workers: {exc}") from exc
+    return text
 
 
 def _period(text: str) -> float:

@@ -19,6 +19,7 @@ from .metadata import UNKNOWN_KEY as UNKNOWN_METADATA_KEY
 from .metadata import Catalog, MetadataChecker, metadata_references
 from .names import listen_network
 from .schema import Config, Reference, named, references, schema_fields, walk
+from .workers import parse_workers
 
 _LABELS: Final[Mapping[str, str]] = {
     "chains": "chain",
@@ -288,6 +289,10 @@ def _advice(config: Config) -> Iterator[Problem]:
     if config.kill_switch:
         message = "'killSwitch' is not available in this version; without it traffic flows as before when gostnet ends"
         yield Problem("killSwitch", message, "unavailable")
+    try:
+        parse_workers(config.workers)
+    except ValueError as exc:
+        yield Problem("workers", str(exc), "config.value")
     for service in config.services:
         listener = service.listener or schema.Listener()
         if listener.kind != "udp" or service.forwarder is None:

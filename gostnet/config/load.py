@@ -169,6 +169,9 @@ class Loader:
         if invocation.debug or invocation.trace:
             flag, level = ("-DD", "trace") if invocation.trace else ("-D", "debug")
             _set(merged, "log", "level", Scalar(level, Place(Source(flag, "environment"))))
+        if invocation.processes:
+            place = Place(Source("--workers", "environment"))
+            merge(merged, Map([Entry("workers", place, Scalar(invocation.processes, place))], place))
         for flag, section, text, keys in (
             ("-api", "api", invocation.api, ("pathPrefix", "accesslog")),
             ("-metrics", "metrics", invocation.metrics, ("path",)),

@@ -846,6 +846,7 @@ class Config(Section):
     api: API | None = item(None)
     metrics: Metrics | None = item(None)
     kill_switch: bool = item(False)
+    workers: str = item("")
     positions: Positions = field(default_factory=Positions, compare=False, repr=False)
 
 

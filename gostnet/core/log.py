@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any
 
@@ -25,8 +26,10 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=st
 class Sink:
     """Where lines go: a file descriptor, written in gathered batches by one thread."""
 
-    def __init__(self, fd: int, *, close: bool = False) -> None:
+    def __init__(self, fd: int, *, close: bool = False, turn: AbstractContextManager[object] | None = None) -> None:
+        """`turn` is held while a batch is written: who else writes there waits, so that no lines mix."""
         self._fd = fd
+        self._turn = turn or nullcontext()
         self._close = close
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -56,8 +59,9 @@ class Sink:
                 batch.append(queue.get())
             data = b"".join(line for line in batch if line is not None)
             try:
-                while data:
-                    data = data[os.write(self._fd, data) :]
+                with self._turn:
+                    while data:
+                        data = data[os.write(self._fd, data) :]
             except OSError:
                 pass  # a closed terminal must not end the daemon
             if None in batch:
@@ -74,22 +78,23 @@ class NullSink(Sink):
         """Drop the line."""
 
 
-def open_sink(output: str) -> Sink:
-    """Open `stderr` (also ""), `stdout`, `none`/`null`, or a file that is appended to.
+def open_sink(output: str, turn: AbstractContextManager[object] | None = None) -> Sink:
+    """Open `stderr` (also ""), `stdout`, `none`/`null`, or a file that is appended to; `turn` is that of `Sink`.
 
     A file that cannot be opened falls back to stderr, as GOST's does.
     """
     if output in ("none", "null"):
         return NullSink()
     if output == "stdout":
-        return Sink(sys.stdout.fileno())
+        return Sink(sys.stdout.fileno(), turn=turn)
     if output not in ("", "stderr"):
         try:
             os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
-            return Sink(os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644), close=True)
+            fd = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            return Sink(fd, close=True, turn=turn)
         except OSError:
             pass
-    return Sink(sys.stderr.fileno())
+    return Sink(sys.stderr.fileno(), turn=turn)
 
 
 class Logger:

@@ -69,6 +69,7 @@ class Listener:
     """A source, the layers above it, and perhaps a multiplexer.
 
     netns      where its socket is, "" for here
+    shared     every worker has a socket of its own at the same port; otherwise one worker has the listener alone
     preface    reads for whom a client speaks, before the layers; who that is decides whether it is admitted. It has a
                deadline of its own, and returns the stream that it was given
     """
@@ -81,6 +82,7 @@ class Listener:
         self.layers = tuple(layers)
         self.multiplexer = multiplexer
         self.netns = ""
+        self.shared = False
         self.preface: Layer | None = None
 
     async def establish(self, flow: Flow, raw: Any) -> Any:

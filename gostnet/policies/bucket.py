@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
 
-from .rules import Key, Rules
+from .rules import TOTAL, Key, Rules
 
 Clock = Callable[[], float]
 """Seconds, never going back."""
@@ -91,6 +91,15 @@ class TokenBucket:
         return self._tokens >= self.rate.burst
 
 
+Maker = Callable[[Hashable, Rate], TokenBucket]
+"""Makes the bucket of a key: `$`, or what a client is known by."""
+
+
+def local_buckets(clock: Clock) -> Maker:
+    """Return what makes buckets that nobody but this process knows."""
+    return lambda _, rate: TokenBucket(rate, clock)
+
+
 class Buckets:
     """Buckets by key (a client), made when first asked for.
 
@@ -98,10 +107,10 @@ class Buckets:
     does not get a new burst with every connection.
     """
 
-    __slots__ = ("_clock", "_kept", "_live", "_sweep_at")
+    __slots__ = ("_kept", "_live", "_make", "_sweep_at")
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, make: Maker) -> None:
+        self._make = make
         self._live: WeakValueDictionary[Hashable, TokenBucket] = WeakValueDictionary()
         self._kept: dict[Hashable, TokenBucket] = {}
         self._sweep_at = _FIRST_SWEEP
@@ -113,7 +122,7 @@ class Buckets:
         """Return the bucket of `key`, a new one if its rate is not `rate` any more."""
         bucket = self._live.get(key)
         if bucket is None or bucket.rate is not rate:
-            bucket = self._live[key] = TokenBucket(rate, self._clock)
+            bucket = self._live[key] = self._make(key, rate)
         if self._kept.get(key) is not bucket:
             if len(self._kept) >= self._sweep_at:
                 self._sweep()
@@ -148,8 +157,8 @@ def carry_over(old: Rules[Rate], new: Rules[Rate]) -> Rules[Rate]:
     return Rules(merged.items())
 
 
-def total_bucket(bucket: TokenBucket | None, rules: Rules[Rate], clock: Clock) -> TokenBucket | None:
+def total_bucket(bucket: TokenBucket | None, rules: Rules[Rate], make: Maker) -> TokenBucket | None:
     """Return the bucket of the rule `$`: the present one if its rule is still there, None without a rule."""
     if rules.total is None:
         return None
-    return bucket if bucket is not None and bucket.rate is rules.total else TokenBucket(rules.total, clock)
+    return bucket if bucket is not None and bucket.rate is rules.total else make(TOTAL, rules.total)

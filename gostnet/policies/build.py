@@ -37,15 +37,18 @@ from ..core.sockets import PLAIN, DialOptions
 from ..core.tasks import in_thread
 from . import auth, hosts, limits, routers, traffic
 from .admission import AddressAdmission, compile_clients
-from .bucket import Clock
+from .bucket import Clock, Rate
 from .bypass import PatternBypass, check_network, compile_patterns
 from .entries import Clean, Entry, inline, strip_comment, strip_leading_comment
+from .ledger import Ledger
 from .loader import FileSource, HTTPSource, Reloader, Report, Source
 from .nameserver import TIMEOUT, NameServer, parse_family, parse_path, parse_server, parse_subnet
 from .observer import Reporter
 from .quota import Quota
 from .recorders import Recorder
 from .resolver import DNSResolver
+from .rules import Rules
+from .shared import SharedConnectionLimits, shared_buckets
 from .threads import Threads
 
 T = TypeVar("T")
@@ -82,6 +85,7 @@ class Build:
     https      the same with HTTP/2 on offer, for those that are asked by HTTPS
     problems   what is wrong with the configuration
     reloaders  await `load()` of each before the services start, then run `run()` of each as a task
+    ledger     what this process counts together with the other workers, None where there are none
     limiters, quotas, recorders   what the next configuration takes over, by name; limiters by kind, recorders with
                their sections
     reporters  report a last time at the end
@@ -93,6 +97,7 @@ class Build:
     tls: contracts.Layer | None = None
     https: contracts.Layer | None = None
     clock: Clock = time.monotonic
+    ledger: Ledger | None = None
     problems: list[Problem] = field(default_factory=list)
     reloaders: list[Attended] = field(default_factory=list)
     limiters: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -379,19 +384,35 @@ def _router(section: Router, build: Build) -> routers.StaticRouter:
 # ---- limiters -----------------------------------------------------------------------------------
 def build_limiters(config: Config, build: Build, before: Build | None = None) -> dict[str, traffic.TrafficLimits]:
     """Return the bandwidth limiters by name; those of `before`, the configuration before, go on."""
-    make = partial(traffic.TrafficLimits, clock=build.clock)
+
+    def make(name: str, rules: traffic.TrafficRules) -> traffic.TrafficLimits:
+        makers = None
+        if build.ledger is not None:
+            up, down = (shared_buckets(build.ledger, build.clock, "limiter", name, way) for way in ("up", "down"))
+            makers = up, down
+        return traffic.TrafficLimits(rules, build.clock, makers)
+
     return _limiters("limiter", config.limiters, build, before, traffic.compile_traffic, make)
 
 
 def build_climiters(config: Config, build: Build, before: Build | None = None) -> dict[str, limits.ConnectionLimits]:
     """Return the connection limiters by name; those of `before` go on with their counts."""
-    make = limits.ConnectionLimits
+
+    def make(name: str, rules: Rules[int]) -> limits.ConnectionLimits:
+        if build.ledger is None:
+            return limits.ConnectionLimits(rules)
+        return SharedConnectionLimits(rules, build.ledger, name)
+
     return _limiters("climiter", config.climiters, build, before, limits.compile_connections, make)
 
 
 def build_rlimiters(config: Config, build: Build, before: Build | None = None) -> dict[str, limits.RateLimits]:
     """Return the limiters of requests by name; those of `before` go on with what they have granted."""
-    make = partial(limits.RateLimits, clock=build.clock)
+
+    def make(name: str, rules: Rules[Rate]) -> limits.RateLimits:
+        maker = None if build.ledger is None else shared_buckets(build.ledger, build.clock, "rlimiter", name)
+        return limits.RateLimits(rules, build.clock, maker)
+
     return _limiters("rlimiter", config.rlimiters, build, before, limits.compile_rates, make)
 
 
@@ -432,7 +453,7 @@ def _limiters(
     build: Build,
     before: Build | None,
     compile: Callable[[Sequence[Entry]], tuple[T, list[Problem]]],
-    make: Callable[[T], L],
+    make: Callable[[str, T], L],
 ) -> dict[str, L]:
     known: Mapping[str, L] = before.limiters.get(kind, {}) if before is not None else {}
     made: dict[str, L] = {}
@@ -443,7 +464,7 @@ def _limiters(
         limiter = known.get(section.name)
         install: Callable[[T], None]
         if limiter is None:
-            limiter = make(rules)
+            limiter = make(section.name, rules)
             install = limiter.replace
         else:
             succession = _Succession(limiter, rules)

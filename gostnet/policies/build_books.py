@@ -17,18 +17,23 @@ from .observer import HTTPObserver
 from .post import Poster
 from .quota import FILE, FLUSH, Keeper, Quota, Store, Terms, parse_direction, parse_time
 from .recorders import FileSink, HTTPSink, NullSink, PluginSink, Recorder, Rotation, Sink, TCPSink, Use
+from .shared import SharedQuota
 
 
 # ---- quotas --------------------------------------------------------------------------------------
 def build_quotas(config: schema.Config, build: Build, before: Mapping[str, Quota] | None = None) -> dict[str, Quota]:
     """Return the quotas by name. One of `before`, the quotas of the configuration before, goes on counting."""
     keeper = Keeper(build.threads, build.report)
+    keeper.writes = build.ledger is None or build.ledger.worker == 0
     before = before or {}
     for section in named_sections(config.quotas):
         terms = _terms(section, build)
         known = before.get(section.name)
         if known is None:
-            known = Quota(section.name, terms, report=build.report)
+            if build.ledger is None:
+                known = Quota(section.name, terms, report=build.report)
+            else:
+                known = SharedQuota(section.name, terms, build.ledger, report=build.report)
             keeper.fresh.append(section.name)
         else:
             keeper.pending[section.name] = terms

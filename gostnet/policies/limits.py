@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ..core.address import Endpoint
 from ..core.contracts import ConnectionLimiter, Slot
 from ..core.options import Problem
-from .bucket import Buckets, Clock, Rate, TokenBucket, carry_over, total_bucket
+from .bucket import Buckets, Clock, Maker, Rate, TokenBucket, carry_over, local_buckets, total_bucket
 from .entries import Entry, inline, refuse
 from .rules import Rules, parse_rules
 
@@ -134,26 +134,29 @@ _FREE = _Free()
 class RateLimits:
     """Bounds requests a second. A `ConnectionLimiter` too, for services where a connection is a request."""
 
-    __slots__ = ("_buckets", "_clock", "_total", "rules")
+    __slots__ = ("_buckets", "_make", "_total", "rules")
 
-    def __init__(self, rules: Rules[Rate], clock: Clock = time.monotonic) -> None:
-        self._clock = clock
-        self._buckets = Buckets(clock)
+    def __init__(self, rules: Rules[Rate], clock: Clock = time.monotonic, make: Maker | None = None) -> None:
+        """`make` makes the buckets, by default ones of this process alone."""
+        self._make = make or local_buckets(clock)
+        self._buckets = Buckets(self._make)
         self._total: TokenBucket | None = None
         self.rules: Rules[Rate] = Rules()
         self.replace(rules)
 
     @classmethod
-    def from_lines(cls, lines: Iterable[str], path: str = "limits", clock: Clock = time.monotonic) -> RateLimits:
+    def from_lines(
+        cls, lines: Iterable[str], path: str = "limits", clock: Clock = time.monotonic, make: Maker | None = None
+    ) -> RateLimits:
         """Compile lines. Raise ConfigError that names the first bad one as `path[INDEX]`."""
         rules, problems = compile_rates(inline(lines, path))
         refuse(problems)
-        return cls(rules, clock)
+        return cls(rules, clock, make)
 
     def replace(self, rules: Rules[Rate]) -> None:
         """Put other rules in place of the present ones; what has been used counts on."""
         self.rules = carry_over(self.rules, rules)
-        self._total = total_bucket(self._total, self.rules, self._clock)
+        self._total = total_bucket(self._total, self.rules, self._make)
 
     def allow(self, client: Endpoint) -> bool:
         """Count one request of `client` if it may pass; a refused one uses up nothing."""

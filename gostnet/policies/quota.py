@@ -250,6 +250,7 @@ class Keeper:
     fresh     quotas to be read; the others come from the configuration before and know their counts
     pending   terms that hold once the configuration does, for quotas that were there before
     gone      quotas of the configuration before that nobody has any more
+    writes    whether it is this process that keeps the files: of several workers one does
     """
 
     def __init__(
@@ -259,6 +260,7 @@ class Keeper:
         self.fresh: list[str] = []
         self.pending: dict[str, Terms] = {}
         self.gone: list[Quota] = []
+        self.writes = True
         self._threads = threads
         self._report = report or (lambda _: None)
         self._wall = wall
@@ -272,7 +274,7 @@ class Keeper:
     async def load(self) -> bool:
         """Take over the counts of the same window; return whether all files could be read."""
         complete = True
-        for name in self.fresh:
+        for name in self.fresh if self.writes else ():
             quota, store = self.quotas[name]
             try:
                 record = (await self._threads.run(store.read)).get(name, {})
@@ -282,7 +284,7 @@ class Keeper:
                 continue
             terms, used = quota.terms, record.get("used", 0)
             window = record.get("startsAt"), record.get("expiresAt")
-            if window == (terms.starts, terms.expires) and isinstance(used, int) and used > 0:
+            if window == (terms.starts, terms.expires) and isinstance(used, int) and used > quota.used:
                 quota.reset(used)
                 quota.changed = False
         return complete
@@ -327,7 +329,7 @@ class Keeper:
     def _changed(self, names: Iterable[str]) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the records to be written, by file; they count as written."""
         found: dict[str, dict[str, dict[str, Any]]] = {}
-        for name in names:
+        for name in names if self.writes else ():
             quota, store = self.quotas[name]
             if quota.changed:
                 quota.changed = False

@@ -17,7 +17,7 @@ from ..core.errors import ConfigError
 from ..core.flow import Flow, Shaper, Shapers
 from ..core.options import Problem
 from ..core.units import parse_size
-from .bucket import Buckets, Clock, Rate, TokenBucket, carry_over, total_bucket
+from .bucket import Buckets, Clock, Maker, Rate, TokenBucket, carry_over, local_buckets, total_bucket
 from .entries import Entry, inline, refuse
 from .rules import CODE, Rules, parse_rules
 
@@ -76,18 +76,19 @@ def parse_rate(word: str) -> int:
 class _Direction:
     """The rules of one direction and the buckets made by them."""
 
-    __slots__ = ("_buckets", "_clock", "_total", "rules")
+    __slots__ = ("_buckets", "_clock", "_make", "_total", "rules")
 
-    def __init__(self, rules: Rules[Rate], clock: Clock) -> None:
+    def __init__(self, rules: Rules[Rate], clock: Clock, make: Maker) -> None:
         self._clock = clock
-        self._buckets = Buckets(clock)
+        self._make = make
+        self._buckets = Buckets(make)
         self._total: TokenBucket | None = None
         self.rules: Rules[Rate] = Rules()
         self.replace(rules)
 
     def replace(self, rules: Rules[Rate]) -> None:
         self.rules = carry_over(self.rules, rules)
-        self._total = total_bucket(self._total, self.rules, self._clock)
+        self._total = total_bucket(self._total, self.rules, self._make)
 
     def shape(self, flow: Flow, scope: Scope, into: list[Shaper]) -> None:
         rules = self.rules
@@ -112,13 +113,17 @@ class TrafficLimits:
     """The limiter of a name in the configuration; who uses it shares its buckets (T16, T18).
 
     clock    seconds, never going back
+    makers   make the buckets that several flows have in common, up and down; by default ones of this process alone
     """
 
     __slots__ = ("_down", "_up")
 
-    def __init__(self, rules: TrafficRules, clock: Clock = time.monotonic) -> None:
-        self._up = _Direction(rules.up, clock)
-        self._down = _Direction(rules.down, clock)
+    def __init__(
+        self, rules: TrafficRules, clock: Clock = time.monotonic, makers: tuple[Maker, Maker] | None = None
+    ) -> None:
+        up, down = makers or (local_buckets(clock), local_buckets(clock))
+        self._up = _Direction(rules.up, clock, up)
+        self._down = _Direction(rules.down, clock, down)
 
     @classmethod
     def from_lines(cls, lines: Iterable[str], path: str = "limits", clock: Clock = time.monotonic) -> TrafficLimits:

@@ -25,6 +25,7 @@ class DnsOptions:
     write_timeout: Seconds = opt(0.0, "Accepted for compatibility: clients have 10s to take an answer.")
     backlog: int = opt(128, "Accepted for compatibility: the kernel's limit holds.")
     mptcp: bool = opt(False, "Accept Multipath TCP where the kernel has it.")
+    reuseport: bool = opt(False, "Let several processes share the port (SO_REUSEPORT).")
 
 
 class DnsUdpSource(Source[Datagrams]):
@@ -36,10 +37,10 @@ class DnsUdpSource(Source[Datagrams]):
     network = "udp"
     yields = Datagrams
 
-    def __init__(self, address: Endpoint, *, netns: str = "") -> None:
+    def __init__(self, address: Endpoint, *, netns: str = "", reuse_port: bool = False) -> None:
         self.address = address
         self._wanted = address
-        self._listen = ListenOptions(netns=netns)
+        self._listen = ListenOptions(netns=netns, reuse_port=reuse_port)
         self._socket: UdpSocket | None = None
 
     async def open(self) -> None:
@@ -105,8 +106,8 @@ class DnsHttpsSource(TcpSource):
 def dns_listener(address: Endpoint, options: DnsOptions, context: ListenerContext) -> Listener:
     """Build the listener of a mode. Raise ConfigError."""
     if options.mode == "udp":
-        return Listener("dns", DnsUdpSource(address, netns=context.netns))
-    tcp = TcpOptions(mptcp=options.mptcp)
+        return Listener("dns", DnsUdpSource(address, netns=context.netns, reuse_port=options.reuseport))
+    tcp = TcpOptions(mptcp=options.mptcp, reuseport=options.reuseport)
     if options.mode == "https":
         from .dns_https import ALPN, DnsOverHttps  # brings an HTTP parser along
 

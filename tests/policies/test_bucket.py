@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gostnet.policies import bucket as module
-from gostnet.policies.bucket import Buckets, Rate, TokenBucket
+from gostnet.policies.bucket import Buckets, Rate, TokenBucket, local_buckets
 
 
 class Hand:
@@ -96,7 +96,7 @@ def test_a_changed_rate_holds_for_running_buckets() -> None:
 
 def test_a_held_bucket_is_never_made_twice() -> None:
     clock = Hand()
-    buckets = Buckets(clock)
+    buckets = Buckets(local_buckets(clock))
     rate = Rate(10, 10)
     held = buckets.get("a", rate)
     held.take(10)
@@ -109,7 +109,7 @@ def test_a_held_bucket_is_never_made_twice() -> None:
 
 def test_debts_outlive_the_connection_and_full_buckets_do_not() -> None:
     clock = Hand()
-    buckets = Buckets(clock)
+    buckets = Buckets(local_buckets(clock))
     rate = Rate(10, 10)
     buckets.get("debtor", rate).take(10)
     for number in range(3000):
@@ -122,7 +122,7 @@ def test_debts_outlive_the_connection_and_full_buckets_do_not() -> None:
 def test_the_table_is_bounded_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BUCKETS", 4000)
     clock = Hand()
-    buckets = Buckets(clock)
+    buckets = Buckets(local_buckets(clock))
     rate = Rate(0.001, 10)
     for number in range(20_000):
         buckets.get(number, rate).take(10)

@@ -1,0 +1,57 @@
+"""What the daemon hears of the system, and what it tells it: signals, and sd_notify(3)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+from ..core.tasks import Scope
+
+
+class Signals:
+    """TERM and INT ask to stop, HUP to reload; so does the time, every `period` seconds if that is not 0."""
+
+    def __init__(self, period: float = 0.0) -> None:
+        """Listen from now on, in the running loop."""
+        self._period = period
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        actions: Sequence[tuple[int, Callable[[], None]]] = (
+            (signal.SIGTERM, self._stop.set),
+            (signal.SIGINT, self._stop.set),
+            (signal.SIGHUP, self._reload.set),
+        )
+        for number, action in actions:
+            loop.add_signal_handler(number, action)
+
+    async def serve(self, scope: Scope, reload: Callable[[bool], Awaitable[None]]) -> None:
+        """Call `reload` when asked to, with True if only the time has asked; return when asked to stop."""
+        while not self._stop.is_set():
+            waiter = scope.start(self._stop.wait(), "stop")
+            hup = scope.start(self._reload.wait(), "reload")
+            await asyncio.wait((waiter, hup), timeout=self._period or None, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
+            hup.cancel()
+            if self._stop.is_set():
+                return
+            quiet = not self._reload.is_set()
+            self._reload.clear()
+            await reload(quiet)
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it listens (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.sendto(state.encode(), address)
+    except OSError:
+        pass  # not being heard must not stop the daemon
