@@ -143,6 +143,7 @@ class Session(Datagrams, Generic[K]):
         if slot is None:
             return False
         self._slot, self._flow, self._upstream = slot, flow, upstream
+        flow.engine = "native: datagrams by the batch"
         gate = self._gate = Gate(self._table.hub)
         timer = self._idle_timer(idle, gate) if idle else None
         try:

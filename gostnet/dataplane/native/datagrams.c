@@ -181,6 +181,8 @@ EXPORT void gostnet_udp_close(struct table *t) {
     free(t);
 }
 
+static bool set(int fd, int option, int value) { return !setsockopt(fd, IPPROTO_UDP, option, &value, sizeof value); }
+
 /* Make a table for the listening socket `fd`; raw4 and raw6 send answers to captured datagrams, -1 for none. */
 EXPORT struct table *gostnet_udp_open(int fd, int v6, int flags, int raw4, int raw6) {
     struct table *t = calloc(1, sizeof *t);
@@ -203,13 +205,12 @@ EXPORT struct table *gostnet_udp_open(int fd, int v6, int flags, int raw4, int r
         gostnet_udp_close(t);
         return NULL;
     }
+    set(fd, UDP_GRO, 1);
     return t;
 }
 
 /* The descriptor that is readable when gostnet_udp_down has something to do. */
 EXPORT int gostnet_udp_descriptor(struct table *t) { return t->epoll; }
-
-static bool set(int fd, int option, int value) { return !setsockopt(fd, IPPROTO_UDP, option, &value, sizeof value); }
 
 /* Join a peer with a connected socket; return the slot of the flow, -1 if there is no memory or no such socket. */
 EXPORT int gostnet_udp_join(struct table *t, const struct key *key, int upstream) {
