@@ -88,13 +88,19 @@ def _rollback(invocation: Invocation) -> int:
     return rollback(invocation)
 
 
+def _doctor(invocation: Invocation) -> int:
+    from .app.doctor import doctor
+
+    return doctor(invocation)
+
+
 def _lab(invocation: Invocation) -> int:
     from .lab import run_lab
 
     return run_lab(invocation.words)
 
 
-_VERBS = {"run": _run, "check": _check, "plan": _plan, "rollback": _rollback, "lab": _lab}
+_VERBS = {"run": _run, "check": _check, "plan": _plan, "rollback": _rollback, "doctor": _doctor, "lab": _lab}
 
 
 def _run_workers(workers: Sequence[Sequence[str]]) -> int:

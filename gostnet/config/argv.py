@@ -16,10 +16,10 @@ from ..core.suggest import did_you_mean
 from ..core.units import parse_seconds
 from .workers import parse_workers
 
-VERBS: Final = ("run", "check", "plan", "rollback", "lab")
+VERBS: Final = ("run", "check", "plan", "rollback", "doctor", "lab")
 """Verbs that are built."""
 LATER_VERBS: Final = frozenset(
-    ("explain", "doctor", "exec", "top", "capture", "schema", "convert", "selftest", "lock", "unlock", "apply")
+    ("explain", "exec", "top", "capture", "schema", "convert", "selftest", "lock", "unlock", "apply")
 )
 """Verbs whose names are taken."""
 
@@ -37,6 +37,7 @@ verbs:
   check      read and check the configuration; open nothing, change nothing
   plan       show what run would change in the kernel
   rollback   undo what instances that are gone left in the kernel
+  doctor     try what this host can do, and what the configuration needs of it
   lab        build a network of namespaces to try things in
 
 flags as in GOST:

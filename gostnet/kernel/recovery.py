@@ -76,6 +76,37 @@ def recover(
                 ours.close()
 
 
+def leftovers(state_dir: Path | None = None) -> list[str]:
+    """Name what `recover` would look at in the thread's namespace: journals of dead instances, objects of nobody's.
+
+    Nothing is changed. Raise KernelError if the kernel cannot be observed.
+    """
+    found: list[str] = []
+    in_use: list[Resource] = []
+    live: list[Header] = []
+    with _namespace(None) as place:
+        try:
+            paths = journals(state_directory(state_dir, create=False), place.inode)
+        except KernelError:
+            paths = []
+        for path in paths:
+            header, changes = read(path)
+            if header is None or not header.owner.alive:
+                found.append(f"journal {path} of a dead instance")
+            else:
+                live.append(header)
+                in_use += [held.current for held in fold(changes).values() if held.current is not None]
+        kernel = LiveKernel(place)
+        try:
+            slots = {header.slot for header in live} | set(_slots_of_owners(kernel.tables()))
+            numbers = {number for slot in slots for number in tables_of(slot)}
+            strays = _strays(kernel, in_use, numbers, {header.instance for header in live})
+            found += [str(Step("drop", stray)).removeprefix("- ") for stray in strays]
+        finally:
+            kernel.close()
+    return found
+
+
 def _namespace(place: netns.Place) -> netns.Namespace:
     return netns.open_namespace(place)
 

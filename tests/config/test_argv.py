@@ -88,7 +88,7 @@ def test_help() -> None:
         ("-L :1 stray -F http://h:1", "'stray' is not a flag; everything after it would be ignored"),
         ("-L :1 - -F http://h:1", "'-' is not a flag; everything after it would be ignored"),
         ("chekc -L :1", "'chekc' is not a verb or a flag; did you mean 'check'?"),
-        ("doctor", "'doctor' is not available in this version"),
+        ("explain", "'explain' is not available in this version"),
         ("--instance a/b", "--instance: 'a/b' is not a name of letters, digits, - and _ (at most 32)"),
         ("--instance " + "a" * 33, None),
         ("--instance=", "--instance: '' is not a name of letters, digits, - and _ (at most 32)"),
