@@ -195,7 +195,8 @@ class Worker(Daemon):
         """Bind a listener; that nobody else has its port is seen to by who opens it first: later it is shared."""
         source, netns = service.listener.source, service.listener.netns
         before = self._assembly.services.values() if self._assembly is not None else ()
-        ours = any(each is not service and each.listener.source.address == source.address for each in before)
+        sources = [each.listener.source for each in before if each is not service]
+        ours = any((each.network, each.address.port) == (source.network, source.address.port) for each in sources)
         if self._share.first and not self._begin.again and service.listener.shared and source.address.port and not ours:
             listen = listen_tcp if source.network == "tcp" else listen_udp
             try:

@@ -326,6 +326,7 @@ class ReduSource(Source[Session[Pair]]):
             self._sender = None
         if self._inlet is not None:
             self._inlet.close()
+            self._inlet = None
 
 
 def original_destination(control: list[tuple[int, int, bytes]]) -> Endpoint | None:

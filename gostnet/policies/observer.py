@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TypeAlias
 
 from ..core.errors import GostnetError
@@ -34,15 +34,21 @@ class Observer(Protocol):
 
 
 class HTTPObserver:
-    """The plugin type `http`: POST `{"events": [...]}`, answered by 200 and `{"ok": true}`."""
+    """The plugin type `http`: POST `{"events": [...]}`, answered by 200 and `{"ok": true}`.
 
-    def __init__(self, name: str, poster: Poster, threads: Threads) -> None:
+    labels   what each event says besides: which of several workers counts
+    """
+
+    def __init__(self, name: str, poster: Poster, threads: Threads, labels: Mapping[str, object] | None = None) -> None:
         self.name = name
+        self._labels = labels
         self._poster = poster
         self._threads = threads
 
     def submit(self, events: Events) -> asyncio.Future[None]:
         """Post events. Raise PostError, or Busy."""
+        if self._labels:
+            events = [{**event, **self._labels} for event in events]
         return self._threads.submit(self._poster.call, {"events": events})
 
 

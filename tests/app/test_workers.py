@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -445,3 +446,31 @@ def test_gost_s_parallel_command_lines_have_workers_each(start: Start) -> None:
         assert sorted(r.get("workers", 1) for r in ready) == [1, 2]
     finally:
         assert process.stop() == 0
+
+
+# ---- statistics ---------------------------------------------------------------------------------
+def test_events_for_observers_name_the_worker(start: Start, tmp_path: Path) -> None:
+    got: list[dict[str, Any]] = []
+
+    class Plugin(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.extend(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["events"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"ok": true}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Plugin) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        serving.start()
+        plugin = {"type": "http", "addr": f"http://127.0.0.1:{server.server_port}/"}
+        path = written(tmp_path, {**SOCKS, "observer": "o"}, observers=[{"name": "o", "plugin": plugin}])
+        try:
+            process = start("-C", str(path))
+            until(lambda: {event["worker"] for event in got if event["type"] == "status"} == {0, 1})
+            assert process.stop() == 0
+        finally:
+            server.shutdown()
+            serving.join()
