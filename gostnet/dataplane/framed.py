@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ..core.address import ANY, Endpoint
-from ..core.datagrams import Datagram, Datagrams
+from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.errors import ProtocolError
-from ..core.stream import CHUNK, Buffer, Stream
+from ..core.stream import CHUNK, Stream
 from ..wire.udp_frames import MAX_DATA, LengthFrames, TunFrames, encode_length_frames, encode_tun_frames
 
 
@@ -48,9 +48,9 @@ class TunDatagrams(Datagrams):
     async def send(self, batch: Sequence[Datagram]) -> None:
         target = self._target
         if target is not None:
-            data = encode_tun_frames((part, target) for datagram in batch for part in parts(datagram))
+            data = encode_tun_frames((part, target) for datagram in batch for part in pieces(datagram))
         else:
-            data = encode_tun_frames((part, datagram.peer) for datagram in batch for part in parts(datagram))
+            data = encode_tun_frames((part, datagram.peer) for datagram in batch for part in pieces(datagram))
         if data:
             await self._stream.send(data)
 
@@ -81,7 +81,7 @@ class LengthDatagrams(Datagrams):
         return ()
 
     async def send(self, batch: Sequence[Datagram]) -> None:
-        data = encode_length_frames(part for datagram in batch for part in parts(datagram))
+        data = encode_length_frames(part for datagram in batch for part in pieces(datagram))
         if data:
             await self._stream.send(data)
 
@@ -90,14 +90,3 @@ class LengthDatagrams(Datagrams):
 
     def abort(self) -> None:
         self._stream.abort()
-
-
-def parts(datagram: Datagram) -> Iterator[Buffer]:
-    """Yield the single datagrams that `datagram` stands for: itself, or its pieces of `stride` bytes."""
-    stride = datagram.stride
-    if not stride or stride >= len(datagram.data):
-        yield datagram.data
-        return
-    view = memoryview(datagram.data)
-    for start in range(0, len(view), stride):
-        yield view[start : start + stride]

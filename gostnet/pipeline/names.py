@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..core.address import Endpoint
 from ..core.contracts import Hosts, Resolver
-from ..core.datagrams import Datagram, Datagrams
+from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.egress import Egress
 from ..core.errors import DialError, GostnetError, ResolveError
 from ..core.flow import Flow
@@ -166,12 +166,6 @@ class Renamed(Datagrams):
         return self._below
 
 
-def pieces(datagram: Datagram) -> Sequence[bytes]:
-    """Return the payloads in a datagram, as bytes of their own."""
-    data, stride = bytes(datagram.data), datagram.stride
-    return [data[start : start + stride] for start in range(0, len(data), stride)] if stride else [data]
-
-
 class AnyPeer(Datagrams):
     """An unconnected socket that looks up the names of peers, each by itself: a slow one holds back no other.
 
@@ -225,7 +219,7 @@ class AnyPeer(Datagrams):
                 self._scope = Scope("datagram names")
             peer.task = self._scope.start(self._find(name, peer))
         if peer.task is not None:
-            for data in pieces(datagram):
+            for data in map(bytes, pieces(datagram)):
                 if self._count < MAX_HELD:
                     self._count += 1
                     peer.held.append(Datagram(data, datagram.peer))

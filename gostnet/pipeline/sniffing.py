@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..core.address import Endpoint
-from ..core.datagrams import Datagram, Datagrams
+from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.egress import Egress
 from ..core.errors import BypassDenied, ConnError, DialError
 from ..core.fiber import Gate
@@ -174,7 +174,7 @@ class Sniffer:
                 while found is None and (batch := await client.receive()):
                     held += batch
                     for datagram in batch:
-                        for piece in _pieces(datagram):
+                        for piece in map(bytes, pieces(datagram)):
                             found = found or recogniser.feed(piece)
         except TimeoutError:
             pass
@@ -447,13 +447,6 @@ async def _first_stream(client: Stream, upstream: Stream) -> bool:
 
 
 # ---- datagrams --------------------------------------------------------------------------------------
-def _pieces(datagram: Datagram) -> Iterable[bytes]:
-    data, stride = bytes(datagram.data), datagram.stride
-    if not stride:
-        return (data,)
-    return (data[start : start + stride] for start in range(0, len(data), stride))
-
-
 class Replayed(Datagrams):
     """Datagrams of `below`, which it owns, behind some that have been received already."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -26,7 +26,7 @@ import dns.rdatatype
 
 from ..core.address import ANY, Endpoint, parse_endpoint
 from ..core.contracts import Layer
-from ..core.datagrams import Datagram, Datagrams
+from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.egress import Egress
 from ..core.errors import ConfigError, ConnError, GostnetError, ResolveError
 from ..core.flow import Flow
@@ -274,19 +274,11 @@ async def _answer_among(server: NameServer, datagrams: Datagrams, accept: Accept
     """Wait for the answer; anything else that arrives is no reason to stop waiting."""
     while batch := await datagrams.receive():
         for datagram in batch:
-            for data in pieces(datagram):
+            for data in map(bytes, pieces(datagram)):
                 answer = accept(data)
                 if answer is not None:
                     return answer, bool(data[2] & 2)
     raise ResolveError(f"{server}: the association ended")
-
-
-def pieces(datagram: Datagram) -> Iterator[bytes]:
-    """Return the datagrams that one holds."""
-    data = bytes(datagram.data)
-    step = datagram.stride or len(data) or 1
-    for start in range(0, len(data), step):
-        yield data[start : start + step]
 
 
 async def _ask_tcp(server: NameServer, query: bytes, accept: Accept[T], client: Endpoint) -> T:

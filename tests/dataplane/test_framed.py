@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from gostnet.core.address import Endpoint
-from gostnet.core.datagrams import Datagram, Datagrams
+from gostnet.core.datagrams import Datagram, Datagrams, pieces
 from gostnet.core.errors import ConnError, ProtocolError
 from gostnet.core.sockets import SocketStream
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import run
-from gostnet.dataplane.framed import LengthDatagrams, TunDatagrams, parts
+from gostnet.dataplane.framed import LengthDatagrams, TunDatagrams
 from gostnet.testing import check_datagrams, stream_pair
 from gostnet.testing.memory import Faults, Trickle
 from gostnet.wire.udp_frames import MAX_DATA, encode_tun_frames
@@ -212,10 +212,10 @@ def test_closing_closes_the_stream(close: str) -> None:
     run(main())
 
 
-def test_parts_yields_a_single_datagram_as_it_is() -> None:
-    assert list(parts(Datagram(b"", PEER))) == [b""]
-    assert list(parts(Datagram(b"abc", PEER, 3))) == [b"abc"]
-    assert list(parts(Datagram(b"abc", PEER, 2))) == [b"ab", b"c"]
+def test_pieces_of_a_single_datagram_are_itself() -> None:
+    assert list(pieces(Datagram(b"", PEER))) == [b""]
+    assert list(pieces(Datagram(b"abc", PEER, 3))) == [b"abc"]
+    assert list(pieces(Datagram(b"abc", PEER, 2))) == [b"ab", b"c"]
 
 
 def _sockets() -> tuple[SocketStream, SocketStream]:

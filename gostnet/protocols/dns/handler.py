@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from ...core.address import Endpoint, parse_ip
-from ...core.datagrams import Datagram, Datagrams
+from ...core.datagrams import Datagram, Datagrams, pieces
 from ...core.egress import Egress
 from ...core.errors import GostnetError, NoRoute, ProtocolError, ResolveError
 from ...core.flow import Flow
@@ -28,7 +28,7 @@ from ...core.tasks import Scope
 from ...pipeline.handler import HandlerContext
 from ...pipeline.node import Node
 from ...pipeline.router import ServiceRouter
-from ...policies.nameserver import PORT, NameServer, exchange, parse_path, parse_server, parse_subnet, pieces
+from ...policies.nameserver import PORT, NameServer, exchange, parse_path, parse_server, parse_subnet
 from ...policies.resolver import DNSResolver
 from ...wire import dns_message as wire
 from .cache import Cache, Key
@@ -131,7 +131,7 @@ class DnsHandler:
         async with _all_of("dns") as scope:
             while batch := await conn.receive():
                 for datagram in batch:
-                    for data in pieces(datagram):
+                    for data in map(bytes, pieces(datagram)):
                         flow.meter.up += len(data)
                         if not first and not self._context.allows_request(flow):
                             self._context.log.debug(f"{flow.client}: rate limit", sid=flow.sid)

@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from ...core.address import Endpoint
-from ...core.datagrams import Datagram, Datagrams
+from ...core.datagrams import Datagram, Datagrams, pieces
 from ...core.errors import ConnError, GostnetError, ProtocolError, ResolveError
 from ...core.sockets import UdpSocket
 from ...core.stream import Stream
 from ...core.tasks import Scope
-from ...dataplane.framed import parts
 from ...wire.udp_frames import decode_datagram, encode_datagram
 
 Lookup: TypeAlias = Callable[[Endpoint], Awaitable[Endpoint]]
@@ -72,7 +71,7 @@ class ClientDatagrams(Datagrams):
             try:
                 if self._lookup is not None and source.ip is None:
                     source = await self._lookup(source)
-                ready += [Datagram(encode_datagram(part, source), peer) for part in parts(datagram)]
+                ready += [Datagram(encode_datagram(part, source), peer) for part in pieces(datagram)]
             except (ProtocolError, ResolveError):
                 continue
         await self._socket.send(ready)
@@ -161,7 +160,7 @@ class RelayedDatagrams(Datagrams):
         for datagram in batch:
             peer = self._target or datagram.peer
             try:
-                ready += [Datagram(encode_datagram(part, peer), peer) for part in parts(datagram)]
+                ready += [Datagram(encode_datagram(part, peer), peer) for part in pieces(datagram)]
             except ProtocolError:
                 continue
         try:

@@ -7,13 +7,12 @@ import os
 from collections.abc import Sequence
 
 from ...core.address import ANY
-from ...core.datagrams import Datagram, Datagrams
+from ...core.datagrams import Datagram, Datagrams, pieces
 from ...core.errors import ConnError, ProtocolError
 from ...core.flow import Flow
 from ...core.packets import Packets
 from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
-from ...dataplane.framed import parts
 from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import within
 from . import codec
@@ -89,7 +88,7 @@ class ClientSession:
         trains = self._trains
         if trains is None:
             while batch := await self._upstream.receive():
-                await self._deliver([part for datagram in batch for part in parts(datagram)])
+                await self._deliver([part for datagram in batch for part in pieces(datagram)])
             return
         assert isinstance(self._upstream, UdpSocket)
         while True:

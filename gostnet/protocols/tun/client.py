@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Sequence
 
 from ...core.address import ANY, Endpoint
-from ...core.datagrams import Datagram, Datagrams
+from ...core.datagrams import Datagram, Datagrams, pieces
 from ...core.errors import ConnError
 from ...core.flow import Flow
 from ...core.packets import Packets
 from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
-from ...dataplane.framed import parts
 from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import within
 from . import codec
@@ -193,7 +192,7 @@ class ClientSession:
             await self._from_socket(self._trains, self._socket)
             return
         while batch := await self._upstream.receive():
-            await self._deliver([part for datagram in batch for part in parts(datagram)])
+            await self._deliver([part for datagram in batch for part in pieces(datagram)])
 
     async def _from_socket(self, trains: Trains, socket: UdpSocket) -> None:
         while True:
