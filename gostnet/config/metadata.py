@@ -202,6 +202,8 @@ def _capture_values(path: str, key: str, value: Any) -> Iterator[Problem]:
 def _interface(name: str) -> str:
     if len(name.encode()) > 15 or "/" in name or name.split() != [name] or name in (".", ".."):
         return "is not an interface name"
+    if name == "lo":
+        return "cannot be captured, as what is captured goes through it; write local"
     return ""
 
 

@@ -44,6 +44,11 @@ _GONE = (errno.EBADFD, errno.EBADF, errno.ENODEV)
 Backend = Literal["ioctl", "pytun"]
 
 
+def is_device_name(name: str) -> bool:
+    """Return whether the kernel would take it: 1 to 15 bytes without blanks and slashes (dev_valid_name)."""
+    return len(name.encode()) <= 15 and "/" not in name and name.split() == [name] and name not in (".", "..")
+
+
 def open_device(
     name: str = "", medium: Medium = Medium.IP, backend: Backend = "ioctl", *, vnet_header: bool = False
 ) -> tuple[int, str]:
@@ -53,7 +58,7 @@ def open_device(
     is non-blocking and closed on exec; it is the caller's. With `vnet_header` every packet has a virtio_net_hdr in
     front, both ways, and no offload is on (`set_offload`). Raise KernelError, ConfigError for a name that cannot be.
     """
-    if len(name.encode()) > 15 or "/" in name or name.split() != ([name] if name else []) or name in (".", ".."):
+    if name and not is_device_name(name):
         raise ConfigError("", f"{name[:64]!r} is not the name of an interface", code="tun.name")
     shown = f"open {medium.value} device {name}".rstrip()
     try:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Literal
@@ -26,7 +26,7 @@ from ..core.packets import IPInterface, IPNetwork, Medium, Packets, Setup, Way
 from ..core.resources import Address, Link, Port, Resource, Route
 from ..core.sockets import ListenOptions, UdpSocket, listen_udp
 from ..core.tasks import in_thread
-from ..dataplane.tun_device import Backend, TunDevice, open_device
+from ..dataplane.tun_device import Backend, TunDevice, is_device_name, open_device
 from ..kernel import netns
 from ..kernel.netlink import RouteNetlink
 from ..kernel.routeget import KernelRouter
@@ -34,6 +34,9 @@ from ..pipeline.transport import AcceptError, ListenerContext, Source
 
 DEFAULT_MTU = 1420
 """Bytes: with IP and UDP headers around it, a packet fits into an Ethernet frame."""
+
+_SMALLEST_MTU, _LARGEST_MTU = 68, 65535
+"""Bytes: what Linux lets a device have; 68 is also the least that IPv4 asks for (RFC 791 section 3.2)."""
 
 _SIOCSIFHWADDR, _ETHERNET = 0x8924, 1
 _HARDWARE = struct.Struct("=16sH6s16x")
@@ -64,6 +67,32 @@ def setup_of(net: Iterable[str], gw: str, route: Iterable[str], routes: Iterable
             wrong = f"{way.network} cannot be reached by {way.gateway}, an address of the other IP version"
             raise ConfigError(f"{path}.routes", wrong, code=f"{code}.route")
     return Setup(tuple(addresses), tuple(ways))
+
+
+def problems_of(
+    name: str, mtu: int, net: Iterable[str], gw: str, route: Iterable[str], routes: Iterable[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (key, message) for every value of these options that no device can have."""
+    if name and not is_device_name(name):
+        yield "name", f"{name[:64]!r} is not the name of an interface"
+    if 0 < mtu < _SMALLEST_MTU or mtu > _LARGEST_MTU:
+        yield "mtu", f"{mtu} is not between {_SMALLEST_MTU} and {_LARGEST_MTU}"
+    wrong = _fault(gw)
+    if wrong:
+        yield "gw", wrong
+        gw = ""
+    faults = [("net", _fault(net=[text])) for text in net]
+    faults += [("route", _fault(gw, route=[text])) for text in route]
+    faults += [("routes", _fault(gw, routes=[text])) for text in routes]
+    yield from ((key, wrong) for key, wrong in faults if wrong)
+
+
+def _fault(gw: str = "", net: Sequence[str] = (), route: Sequence[str] = (), routes: Sequence[str] = ()) -> str:
+    try:
+        setup_of(net, gw, route, routes, "", "device")
+    except ConfigError as exc:
+        return exc.reason
+    return ""
 
 
 def _network(text: str, path: str, code: str) -> IPNetwork:

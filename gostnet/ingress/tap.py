@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,7 @@ from ..core.packets import Medium, Setup
 from ..core.registry import register
 from ..core.resources import Bridge, Port, Resource
 from ..pipeline.transport import Listener, ListenerContext
-from .device import DEFAULT_MTU, DevicePlan, DeviceSource, addressing, setup_of
+from .device import DEFAULT_MTU, DevicePlan, DeviceSource, addressing, problems_of, setup_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,14 @@ class TapOptions:
     component_id: str = opt(
         "", "Accepted for compatibility: GOST uses it on Windows only.", key="componentID", aliases=("tap.componentID",)
     )
+
+    def validate(self) -> Iterator[tuple[str, str]]:
+        """Yield what cannot be read, before anything is opened."""
+        yield from problems_of(self.name, self.mtu, self.net, self.gw, self.route, self.routes)
+        try:
+            parse_hardware(self.mac, "")
+        except ConfigError as exc:
+            yield "mac", exc.reason
 
 
 def tap_resources(options: TapOptions, setup: Setup, device: str) -> list[Resource]:

@@ -5,6 +5,7 @@ What it has in common with other devices is in `ingress.device`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,7 @@ from ..core.packets import Medium
 from ..core.registry import register
 from ..core.resources import Masquerade, Resource
 from ..pipeline.transport import Listener, ListenerContext
-from .device import DEFAULT_MTU, DevicePlan, DeviceSource, addressing, set_name_servers, setup_of
+from .device import DEFAULT_MTU, DevicePlan, DeviceSource, addressing, problems_of, set_name_servers, setup_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,10 @@ class TunOptions:
         key="tun.backend",
         choices=("ioctl", "pytun"),
     )
+
+    def validate(self) -> Iterator[tuple[str, str]]:
+        """Yield what cannot be read, before anything is opened."""
+        return problems_of(self.name, self.mtu, self.net, self.gw, self.route, self.routes)
 
 
 def plan_of(options: TunOptions, context: ListenerContext) -> DevicePlan:

@@ -38,7 +38,7 @@ from ..protocols.transparent.tungo import Routed
 from ..wire import icmp
 from ..wire.ip import udp_datagram
 from .capture import CaptureOptions, CaptureRequest
-from .device import set_name_servers, setup_of
+from .device import problems_of, set_name_servers, setup_of
 from .redirect import RedOptions, RedSource
 from .tproxy import RawSender, ReduOptions, ReduSource
 
@@ -97,6 +97,10 @@ class TungoOptions:
         choices=("auto", "tcx", "clsact", "nat"),
     )
     capture: CaptureOptions = group(CaptureOptions)
+
+    def validate(self) -> Iterator[tuple[str, str]]:
+        """Yield what cannot be read, before anything is opened."""
+        return problems_of(self.name, self.mtu, self.net, self.gw, self.route, self.routes)
 
 
 class TungoSource(Source[Any]):
