@@ -70,10 +70,12 @@ class Identity:
     """What a server shows, and whom it lets in.
 
     clients    certificates (PEM) of the authorities one of which a client's certificate must be from; () asks for none
+    own        the certificate is one that we have made for ourselves
     """
 
     pair: KeyPair
     clients: tuple[str, ...] = ()
+    own: bool = False
 
 
 @contextmanager
@@ -317,7 +319,8 @@ class Certificates:
     def default(self) -> Identity:
         """Return the default identity. A certificate that cannot be saved is used all the same, with a warning."""
         if self._default is None:
-            self._default = Identity(self._of_working_directory() or self._kept())
+            found = self._of_working_directory()
+            self._default = Identity(found) if found is not None else Identity(self._kept(), own=True)
         return self._default
 
     def checked(self, pair: KeyPair) -> KeyPair:

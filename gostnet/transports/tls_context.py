@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from ..core.options import Problem
 from ..core.suggest import did_you_mean
 from .certificates import SECURITY_LEVEL, Certificates, read_authorities, read_key_pair
+from .tls_suites import prefer
 
 VERSIONS: Final = {
     "VersionTLS10": ssl.TLSVersion.TLSv1,
@@ -173,8 +174,10 @@ def server_context(options: TlsOptions, certificates: Certificates, path: str = 
     """Return the context of an accepting side. Raise ConfigError for certificates that cannot be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _tune(context, options, path, SECURITY_LEVEL)
-    # The client's order counts, as with Go: gost puts AES-128-GCM first, a phone without AES instructions ChaCha20.
+    # As with Go our order counts, but for a client without AES instructions, such as a phone, ChaCha20 comes first.
+    # Where the order cannot be chosen the client's counts: gost puts AES-128-GCM first.
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    prefer(context, server=True)
     context.num_tickets = 1  # as many as Go sends; each costs the server an encryption
     if options.cert_file or options.key_file:
         pair = certificates.checked(read_key_pair(options.cert_file, options.key_file, path))
@@ -182,6 +185,8 @@ def server_context(options: TlsOptions, certificates: Certificates, path: str = 
     else:
         identity = certificates.default()
         pair, clients = identity.pair, identity.clients
+        if identity.own:
+            context.num_tickets = 0  # who takes such a certificate is gost or gostnet, which resume nothing of TLS 1.3
     pair.load_into(context)
     if options.ca_file:
         # GOST: without a certFile of its own a listener forgets its caFile, and lets everybody in.
@@ -204,6 +209,7 @@ def client_context(options: TlsOptions, path: str = "tls") -> ssl.SSLContext:
     context.check_hostname = False
     context.hostname_checks_common_name = False
     _tune(context, options, path, 2 if options.secure else SECURITY_LEVEL)
+    prefer(context, server=False)
     if options.cert_file or options.key_file:
         read_key_pair(options.cert_file, options.key_file, path).load_into(context)
     if options.ca_file:
