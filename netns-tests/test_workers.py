@@ -20,7 +20,7 @@ from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
 from gostnet.testing.clients import connect, echo, echo_datagram, fetch
 from gostnet.testing.namespaces import Network
-from gostnet.testing.processes import Process, gostnet
+from gostnet.testing.processes import Process, gostnet, workers
 from gostnet.testing.servers import Servers, serving_in_thread
 from gostnet.testing.state import await_same, snapshot
 
@@ -54,16 +54,6 @@ def configuration(method: str = "redirect", capture: str = "lan0", **extra: Any)
             },
         ],
     }
-
-
-def workers(process: Process) -> list[int]:
-    """Return the process ids of the workers, the first one first."""
-    found = {}
-    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-        if name.startswith("gostnet-w"):
-            found[name] = int(pid)
-    return [found[name] for name in sorted(found)]
 
 
 def run(place: netns.Place, *words: str) -> str:

@@ -28,6 +28,11 @@ class Signals:
         for number, action in actions:
             loop.add_signal_handler(number, action)
 
+    async def stopped(self) -> bool:
+        """Wait until asked to stop; always False: nothing goes on."""
+        await self._stop.wait()
+        return False
+
     async def serve(self, scope: Scope, reload: Callable[[bool], Awaitable[None]]) -> None:
         """Call `reload` when asked to, with True if only the time has asked; return when asked to stop."""
         while not self._stop.is_set():

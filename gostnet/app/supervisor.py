@@ -21,7 +21,7 @@ from ..config.load import Loaded, Loader
 from ..config.workers import parse_workers
 from ..core.errors import GostnetError, KernelError
 from ..core.log import Logger
-from ..core.tasks import Scope, in_thread
+from ..core.tasks import Scope, first_done, in_thread
 from ..policies.ledger import Ledger
 from .assemble import logger_of
 from .daemon import DRAIN_TIMEOUT, reread
@@ -132,8 +132,9 @@ class Supervisor:
         signals = Signals(self._invocation.reload)
         scope = Scope("supervisor")
         try:
-            status = 1
-            if await self._start(scope):
+            interrupted, started = await first_done([self._start(scope), signals.stopped()])
+            status = 0 if interrupted else 1
+            if started:
                 self._ready = True
                 services = len(loaded.config.services)
                 self._log.info("ready", services=services, pid=os.getpid(), workers=self._workers)

@@ -260,6 +260,16 @@ def gostnet(*arguments: str, place: netns.Place = None, **options: Any) -> Proce
     return Process([sys.executable, "-m", "gostnet", *arguments], place, **options)
 
 
+def workers(process: Process) -> list[int]:
+    """Return the process ids of the workers of a gostnet process, the first one first."""
+    found = {}
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        if name.startswith("gostnet-w"):
+            found[name] = int(pid)
+    return [found[name] for name in sorted(found)]
+
+
 def run_program(
     arguments: Sequence[str | os.PathLike[str]],
     place: netns.Place = None,

@@ -22,7 +22,7 @@ import yaml
 from gostnet.core.address import Endpoint
 from gostnet.core.errors import GostnetError
 from gostnet.testing.clients import connect
-from gostnet.testing.processes import Process, gostnet
+from gostnet.testing.processes import Process, gostnet, workers
 from gostnet.testing.servers import Servers
 
 from .kit import Start, listening, through
@@ -34,16 +34,6 @@ def written(tmp_path: Path, *services: Mapping[str, Any], **more: Any) -> Path:
     path = tmp_path / "gost.yaml"
     path.write_text(yaml.safe_dump({"workers": 2, "services": list(services), **more}))
     return path
-
-
-def workers(process: Process) -> list[int]:
-    """Return the process ids of the workers, the first one first."""
-    found = {}
-    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-        if name.startswith("gostnet-w"):
-            found[name] = int(pid)
-    return [found[name] for name in sorted(found)]
 
 
 def gone(pid: int, timeout: float = 5.0) -> bool:
@@ -232,7 +222,7 @@ def test_workers_end_with_their_supervisor(start: Start, servers: Servers) -> No
         assert all(gone(pid) for pid in pids)
 
 
-def test_a_worker_that_stands_still_does_not_hold_up_the_end(start: Start, servers: Servers) -> None:
+def test_connections_are_drained_for_a_while_at_the_end(start: Start, servers: Servers) -> None:
     process = start("--workers", "2", "-L", "socks5://127.0.0.1:0")
     with through(listening(process), servers.endpoint("echo/tcp")):
         process.send(signal.SIGTERM)
@@ -474,3 +464,12 @@ def test_events_for_observers_name_the_worker(start: Start, tmp_path: Path) -> N
         finally:
             server.shutdown()
             serving.join()
+
+
+def test_a_signal_during_the_start_ends_it_in_order(start: Start) -> None:
+    process = gostnet("--workers", "2", "-L", "socks5://127.0.0.1:0")
+    process.start()
+    process.wait_for("listening on")  # the first worker, before the second begins
+    process.send(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert process.stop() == 0
