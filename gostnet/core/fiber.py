@@ -11,8 +11,8 @@ import asyncio
 import types
 from asyncio.tasks import _enter_task, _leave_task  # the documented hooks for task implementations of one's own
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol, cast
 
 from .hub import Hub, current_hub
 
@@ -25,10 +25,20 @@ class Parking(Protocol):
     def leave(self, fiber: Fiber) -> None: ...
 
 
-@types.coroutine
-def suspend() -> Generator[object, None, None]:
-    """Stop the running fiber; what it waits at is in its `waiting`."""
-    yield _PARKED
+class _Suspension(tuple[object]):
+    """An awaitable whose iterator, a quarter of a generator in size, yields the one mark that is in it."""
+
+    __slots__ = ()
+
+    __await__ = tuple.__iter__
+
+
+_SUSPENSION: Final = cast(Awaitable[None], _Suspension((_PARKED,)))
+
+
+def suspend() -> Awaitable[None]:
+    """Return what stops the running fiber when awaited, which is at once; what it waits at is in its `waiting`."""
+    return _SUSPENSION
 
 
 class Fiber:
@@ -50,8 +60,10 @@ class Fiber:
         "waiting",
     )
 
-    def __init__(self, work: Coroutine[Any, Any, Any], name: str) -> None:
-        """Take a coroutine; `start` runs it."""
+    def __init__(
+        self, work: Coroutine[Any, Any, Any], name: str, at_end: tuple[Callable[[Fiber], object], ...] = ()
+    ) -> None:
+        """Take a coroutine; `start` runs it. `at_end` is called at the end, as by `add_done_callback`."""
         self.name = name
         self._coro = work
         hub = self._hub = current_hub()
@@ -59,7 +71,7 @@ class Fiber:
         self.waiting: Any = None
         self._must_cancel = False
         self._cancelling = 0
-        self._callbacks: list[Callable[[Fiber], object]] = []
+        self._callbacks = at_end
         self.finished = False
         self.cancelled = False
         self.error: BaseException | None = None
@@ -79,11 +91,6 @@ class Fiber:
         finally:
             _enter_task(loop, caller)
             self._hub.fiber = fiber
-
-    async def park(self, place: Parking) -> None:
-        """Suspend until `wake`, or until a cancellation, of which `place` is told."""
-        self.waiting = place
-        await suspend()
 
     def wake(self) -> None:
         """Resume the fiber now, in the caller's stack; only from a callback of the loop."""
@@ -158,7 +165,7 @@ class Fiber:
         self.error = error
         for callback in self._callbacks:
             callback(self)
-        self._callbacks = []
+        self._callbacks = ()
 
     # ---- what asyncio.timeout and our own scopes ask of a task ---------------------------------
     def cancel(self, msg: object = None) -> bool:
@@ -213,7 +220,7 @@ class Fiber:
         if self.finished:
             self._hub.call_ready(lambda: callback(self))
         else:
-            self._callbacks.append(callback)
+            self._callbacks = (*self._callbacks, callback)
 
 
 class Waker:
@@ -249,14 +256,17 @@ class Gate:
         if waiter is not None:
             waiter.wake()
 
-    async def wait(self) -> None:
-        """Wait until it opens."""
-        if self.is_open:
-            return
+    def wait(self) -> Awaitable[None]:
+        """Return what waits until it opens when awaited, which is at once: a fiber has no frame of ours meanwhile."""
         fiber = self._hub.fiber
-        if fiber is not None:
-            self._waiter = fiber
-            await fiber.park(self)
+        if fiber is None or self.is_open:
+            return self._wait()
+        self._waiter = fiber
+        fiber.waiting = self
+        return suspend()
+
+    async def _wait(self) -> None:
+        if self.is_open:
             return
         waker = self._waiter = Waker(self._hub.loop.create_future())
         try:

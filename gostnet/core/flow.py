@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from .address import ANY, Endpoint
 
@@ -103,6 +103,8 @@ class Details:
         self.emit({**self.fields, **fields})
 
 
+_NO_LABELS: Final[Mapping[str, str]] = {}
+
 Tap: TypeAlias = Callable[[bytes, bool], None]
 """Sees every chunk: (data, True if it goes from client to target). A tap forces the copy engine."""
 
@@ -189,7 +191,7 @@ class Flow:
         self.meter = Meter()
         self.shapers: Shapers | None = None
         self.taps: list[Tap] | None = None
-        self.labels: Mapping[str, str] = {}
+        self.labels: Mapping[str, str] = _NO_LABELS
         self.error: BaseException | None = None
         self.reason = ""
         self.packets = 0

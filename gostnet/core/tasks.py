@@ -20,12 +20,13 @@ __all__ = ["Fiber", "Scope", "deadline", "first_done", "in_thread", "run", "toge
 class Scope:
     """A set of tasks with one end. Tasks report their own errors; what escapes goes to the loop's handler."""
 
-    __slots__ = ("_fibers", "_loop", "_tasks", "name")
+    __slots__ = ("_at_end", "_fibers", "_loop", "_tasks", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._tasks: set[asyncio.Task[Any]] = set()
         self._fibers: set[Fiber] = set()
+        self._at_end = (self._fiber_done,)
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
@@ -33,9 +34,8 @@ class Scope:
 
     def launch(self, work: Coroutine[Any, Any, None]) -> Fiber:
         """Run `work` as a fiber of this scope, to its first wait at once: for connections, who wait for sockets."""
-        fiber = Fiber(work, self.name)
+        fiber = Fiber(work, self.name, self._at_end)
         self._fibers.add(fiber)
-        fiber.add_done_callback(self._fiber_done)
         fiber.start()
         return fiber
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from collections.abc import Coroutine
+from typing import Any, Final, Literal, TypeAlias
 
 from ..core.errors import ConnError
 from ..core.flow import Flow
@@ -19,10 +20,11 @@ Choice: TypeAlias = Literal["auto", "copy", "splice", "native"]
 CHOICES: Final[tuple[Choice, ...]] = ("auto", "copy", "splice", "native")
 
 
-async def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0) -> None:
-    """Move bytes both ways until both ends have said their last, then return; half-close is kept without a time limit.
+def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0) -> Coroutine[Any, Any, None]:
+    """Return what moves bytes both ways until both ends have said their last; half-close is kept without a time limit.
 
-    The caller closes both streams right after: the last direction to end leaves its FIN to that.
+    It is awaited at once; that this is no coroutine itself saves idle connections a frame. The caller closes both
+    streams right after: the last direction to end leaves its FIN to that.
     `flow` gives shapers and taps and takes the exact counts; `flow.engine` says which engine is wanted, and afterwards
     which one it was and why. Raise ConnError when a side broke (both are then reset, so that neither takes a cut answer
     for a whole one), IdleTimeout after `idle` seconds without a byte.
@@ -35,18 +37,21 @@ async def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0)
         if splice.fits(flow, *sockets):
             first = between(below_client, below_upstream)
             below_client, below_upstream = sockets
+    if wanted != "copy" and splice.fits(flow, below_client, below_upstream):
+        assert isinstance(below_client, SocketStream)
+        assert isinstance(below_upstream, SocketStream)
+        thread, patience = _thread(flow, wanted, below_client)
+        return splice.relay(flow, below_client, below_upstream, idle, first, thread, patience)
+    flow.engine = _why_copy(flow, wanted, below_client, below_upstream)
+    return _copy(flow, below_client, below_upstream, idle)
+
+
+async def _copy(flow: Flow, client: Stream, upstream: Stream, idle: float) -> None:
     try:
-        if wanted != "copy" and splice.fits(flow, below_client, below_upstream):
-            assert isinstance(below_client, SocketStream)
-            assert isinstance(below_upstream, SocketStream)
-            thread, patience = _thread(flow, wanted, below_client)
-            await splice.relay(flow, below_client, below_upstream, idle, first, thread, patience)
-        else:
-            flow.engine = _why_copy(flow, wanted, below_client, below_upstream)
-            await copy.relay(flow, below_client, below_upstream, idle)
+        await copy.relay(flow, client, upstream, idle)
     except ConnError:
-        below_client.reset()
-        below_upstream.reset()
+        client.reset()
+        upstream.reset()
         raise
 
 

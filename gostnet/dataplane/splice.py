@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
-from ..core.errors import GostnetError, IdleTimeout, conn_error
+from ..core.errors import ConnError, GostnetError, IdleTimeout, conn_error
 from ..core.fiber import Gate
 from ..core.flow import Flow, Meter, Shaper
 from ..core.hub import READABLE
@@ -291,7 +292,7 @@ class _Pair:
         self._idle = idle
         self._seen = -1
         self._queued = False
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers: Sequence[asyncio.TimerHandle] = ()
         self._gate = Gate(hub)
         self._error: GostnetError | None = None
         self._engine = engine
@@ -301,10 +302,10 @@ class _Pair:
         self.up.stops_at_bulk = self.down.stops_at_bulk = engine is not None
 
     async def run(self) -> None:
-        """Join the sockets until both directions have ended. Raise ConnError."""
-        self.client.readiness.claim(self._client_events)
-        self.upstream.readiness.claim(self._upstream_events)
+        """Join the sockets until both directions have ended. Raise ConnError; both are reset then."""
         try:
+            self.client.readiness.claim(self._client_events)
+            self.upstream.readiness.claim(self._upstream_events)
             if self._idle:
                 self._watch()
             self._go()
@@ -314,23 +315,31 @@ class _Pair:
                 self._go()
             await self._gate.wait()
         finally:
-            if self._number is not None:
-                assert self._engine is not None
-                self._engine.cancel(self._number, self)
-            for half, taken in ((self.up, self._base[0]), (self.down, self._base[1])):
-                if half.granted > taken:
-                    limits.give_back(half.shapers, half.granted - taken)
-            self.up.stop()
-            self.down.stop()
-            for timer in self._timers:
-                timer.cancel()
-            self.client.readiness.unclaim()
-            self.upstream.readiness.unclaim()
-        if self._error is not None:
-            raise self._error
+            self._leave()
+        error = self._error
         failed = self.up.failed or self.down.failed
-        if failed is not None:
-            raise conn_error(failed)
+        if error is None and failed is not None:
+            error = conn_error(failed)
+        if error is not None:
+            if isinstance(error, ConnError):
+                self.client.reset()
+                self.upstream.reset()
+            raise error
+
+    def _leave(self) -> None:
+        """Give everything back, whatever has ended the pair."""
+        if self._number is not None:
+            assert self._engine is not None
+            self._engine.cancel(self._number, self)
+        for half, taken in ((self.up, self._base[0]), (self.down, self._base[1])):
+            if half.granted > taken:
+                limits.give_back(half.shapers, half.granted - taken)
+        self.up.stop()
+        self.down.stop()
+        for timer in self._timers:
+            timer.cancel()
+        self.client.readiness.unclaim()
+        self.upstream.readiness.unclaim()
 
     def _client_events(self, events: int) -> None:
         self._events(events, self.up, self.down)
@@ -402,12 +411,15 @@ class _Pair:
     def _resume_later(self, half: _Half) -> None:
         def resume() -> None:
             half.paused = False
-            self._timers[:] = [timer for timer in self._timers if not timer.cancelled() and timer.when() > loop.time()]
             self._go()
 
         if not half.done and half.paused:
-            loop = asyncio.get_running_loop()
-            self._timers.append(loop.call_later(limits.delay(half.shapers), resume))
+            self._keep(self._hub.loop.call_later(limits.delay(half.shapers), resume))
+
+    def _keep(self, timer: asyncio.TimerHandle) -> None:
+        """Note a timer that is to be cancelled at the end; those that have run are forgotten."""
+        now = self._hub.loop.time()
+        self._timers = (timer, *(other for other in self._timers if not other.cancelled() and other.when() > now))
 
     def _watch(self) -> None:
         """End the pair when no byte has moved for `idle` seconds; looks twice per period."""
@@ -419,7 +431,7 @@ class _Pair:
             self._fail(IdleTimeout(f"idle for {self._idle:g}s"))
             return
         self._seen = moved
-        self._timers[:] = [asyncio.get_running_loop().call_later(self._idle, self._watch)]
+        self._keep(self._hub.loop.call_later(self._idle, self._watch))
 
     # ---- inside the native thread --------------------------------------------------------------
     def _move_in(self) -> bool:
@@ -481,10 +493,7 @@ class _Pair:
             half.granted += allowed
             engine.grant(number, up, allowed)
             return
-        loop = self._hub.loop
-        now = loop.time()
-        self._timers[:] = [timer for timer in self._timers if not timer.cancelled() and timer.when() > now]
-        self._timers.append(loop.call_later(limits.delay(half.shapers), self.wants, up, size))
+        self._keep(self._hub.loop.call_later(limits.delay(half.shapers), self.wants, up, size))
 
     def ended(self, record: Record) -> None:
         """Take the end of both directions from the thread."""
@@ -507,7 +516,7 @@ def fits(flow: Flow, client: object, upstream: object) -> bool:
     return type(client) is SocketStream and type(upstream) is SocketStream and not flow.taps
 
 
-async def relay(
+def relay(
     flow: Flow,
     client: SocketStream,
     upstream: SocketStream,
@@ -515,11 +524,12 @@ async def relay(
     first: First = (None, None),
     engine: Engine | None = None,
     patience: int = PATIENCE,
-) -> None:
-    """Join two sockets until both directions have ended; counts exactly into `flow.meter` and the sockets.
+) -> Coroutine[Any, Any, None]:
+    """Return what joins two sockets until both directions have ended, and counts into `flow.meter` and the sockets.
 
-    Raise ConnError when one breaks, IdleTimeout after `idle` seconds without a byte (0: never), and what `first` raises
-    of headers. Cancelling leaves no descriptor behind; closing the streams stays the caller's business.
+    It raises ConnError when one breaks (both are reset then), IdleTimeout after `idle` seconds without a byte (0:
+    never), and what `first` raises of headers. Cancelling leaves no descriptor behind; closing the streams stays the
+    caller's business.
     With `engine`, a flow that lives on is moved by its thread: after `patience` edges, at once with 0.
     """
-    await _Pair(flow, client, upstream, idle, first, engine, patience).run()
+    return _Pair(flow, client, upstream, idle, first, engine, patience).run()

@@ -106,6 +106,7 @@ async def relay_with(
     try:
         if accepted is not None:
             await accepted(upstream)
+            accepted = None  # nothing that an idle connection is to hold on to
         flow.connected = True
         await relay(flow, client, upstream, idle)
     except QuotaDenied:

@@ -68,6 +68,8 @@ class TcpSource(Source[SocketStream]):
             mark=mark,
         )
         self._readiness: Readiness | None = None
+        self._latest = ANY
+        """Where the latest connection was accepted."""
 
     async def open(self) -> None:
         """Bind and listen; `address` then tells the port that was given."""
@@ -121,7 +123,12 @@ class TcpSource(Source[SocketStream]):
 
     def flow_of(self, stream: SocketStream, client: Endpoint) -> Flow:
         """Describe an accepted connection."""
-        local = stream.local = Endpoint.from_sockaddr(stream.sock.getsockname())
+        local = Endpoint.from_sockaddr(stream.sock.getsockname())
+        if local == self._latest:
+            local = self._latest  # nearly always the same one, of which connections need no copies
+        else:
+            self._latest = local
+        stream.local = local
         return Flow("", client, local)
 
     async def aclose(self) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from ...core.address import Endpoint
 from ...core.datagrams import Datagrams
@@ -117,7 +119,8 @@ class Socks5Handler:
                     client = await self._tls.server(flow, conn)
                     request = await run_handshake(client, serve_request(authenticates=authenticates), answer)
             if request.command == Command.CONNECT:
-                await self._connect(flow, client, request.target, egress)
+                upstream = await self._connect(flow, client, request.target, egress)
+                await self._relay(flow, client, upstream, egress)
             else:
                 await self._others(flow, client, request, egress)
             if client is not conn:
@@ -130,23 +133,23 @@ class Socks5Handler:
     async def _authenticate(self, flow: Flow, shown: Credentials) -> bool:
         return self._context.authenticate(flow, shown.username, shown.password)
 
-    async def _connect(self, flow: Flow, client: Stream, target: Endpoint, egress: Egress) -> None:
+    async def _connect(self, flow: Flow, client: Stream, target: Endpoint, egress: Egress) -> Stream:
+        """Open the upstream, or tell the client why not."""
         if not target.host:
             target = Endpoint("127.0.0.1", target.port)
         flow.target = target
         if self._hash_target:
             flow.hash = str(target)
         try:
-            upstream = await egress.connect(flow, target)
+            return await egress.connect(flow, target)
         except GostnetError as exc:
             await _refuse(client, _reply_to(exc, Reply.NETWORK_UNREACHABLE))
             raise
 
-        async def accept(upstream: Stream) -> None:
-            await client.send(encode_reply(Reply.SUCCEEDED, upstream.local))
-
-        inside, accepted = watched(self._sniffer, flow, client, egress, accept)
-        await relay_with(flow, inside, upstream, accepted)
+    def _relay(self, flow: Flow, client: Stream, upstream: Stream, egress: Egress) -> Coroutine[Any, Any, None]:
+        """Return what says yes and relays; what is needed for the yes only lives no longer than that."""
+        inside, accepted = watched(self._sniffer, flow, client, egress, partial(_accept, client))
+        return relay_with(flow, inside, upstream, accepted)
 
     async def _others(self, flow: Flow, client: Stream, request: Request, egress: Egress) -> None:
         match request.command:
@@ -242,6 +245,10 @@ class Socks5Handler:
             await pump(flow, TunDatagrams(client, local=local), upstream, allowed=_filter(egress))
         finally:
             upstream.abort()
+
+
+async def _accept(client: Stream, upstream: Stream) -> None:
+    await client.send(encode_reply(Reply.SUCCEEDED, upstream.local))
 
 
 def _filter(egress: Egress) -> Filter | None:
