@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
@@ -213,8 +214,6 @@ def test_a_service_whose_policies_want_every_connection_gets_them(
 
 
 def test_the_plan_shows_what_stays_in_the_kernel_and_why_not(three: Network, tmp_path: Path) -> None:
-    import yaml
-
     path = tmp_path / "plan.yaml"
     settings = configuration("redirect", "lan0,local", "auto", {"matchers": ["192.0.2.0/24", "2001:db8::/32"]})
     path.write_text(yaml.safe_dump(settings))
@@ -265,3 +264,131 @@ def test_forwarding_is_set_for_direct_traffic_and_restored_whatever_the_end(
     else:
         process.stop()
     assert not await_same(before, gateway, timeout=5.0)
+
+
+# ---- port forwards ------------------------------------------------------------------------------
+def forwarding(target: str, port: int, listener: str = "tcp", **handler: Any) -> dict[str, Any]:
+    """A port forward by the kernel; `handler` adds to its metadata."""
+    node = {"name": "target", "addr": f"[{target}]:{port}" if ":" in target else f"{target}:{port}"}
+    return {
+        "log": {"level": "debug"},
+        "services": [
+            {
+                "name": "web",
+                "addr": ":8080",
+                "handler": {"type": listener, "metadata": {"engine": "kernel", **handler}},
+                "listener": {"type": listener},
+                "forwarder": {"nodes": [node]},
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_kernel_forwards_tcp_for_others_and_for_the_host_itself(
+    three: Network, servers: Servers, daemon: Daemon, unchanged: Any, peer: Any, version: int
+) -> None:
+    peer("nft")
+    target = servers.endpoint("http", version)
+    here = Endpoint(three.address("gateway", version, "lan0"), 8080)
+    with unchanged(three["gateway"]):
+        process = daemon(three["gateway"], forwarding(*target))
+        for place in ("client", "gateway"):
+            assert fetch(three[place], here, "/bytes/300000").status == 200
+            assert servers.witness.all("http")[-1].client.host == three.address("gateway", version, "wan0")
+        assert counted(three, "web") == counted(three, "web: answers") == 2
+        assert served(process, "web") == 0
+        process.wait_for(lambda line: "the kernel forwards tcp to" in line)
+        loopback = Endpoint("127.0.0.1" if version == 4 else "::1", 8080)
+        assert fetch(three["gateway"], loopback, "/").status == 200
+        await_true(lambda: served(process, "web") == 1, "the listener has not served a loopback address")
+        assert process.stop() == 0
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_kernel_forwards_udp(
+    three: Network, servers: Servers, daemon: Daemon, unchanged: Any, peer: Any, version: int
+) -> None:
+    peer("nft")
+    here = Endpoint(three.address("gateway", version, "lan0"), 8080)
+    with unchanged(three["gateway"]):
+        process = daemon(three["gateway"], forwarding(*servers.endpoint("echo/udp", version), "udp"))
+        payload = os.urandom(1200)
+        for place in ("client", "gateway"):
+            assert echo_datagram(three[place], here, payload) == (payload, here)
+        assert counted(three, "web") == 2
+        assert served(process, "web") == 0
+        assert process.stop() == 0
+
+
+def test_iperf3_and_curl_through_a_forward(three: Network, servers: Servers, daemon: Daemon, peer: Any) -> None:
+    iperf, curl = peer("iperf3"), peer("curl")
+    inside = ["ip", "netns", "exec"]
+    here = three.address("gateway", 4, "lan0")
+    daemon(three["gateway"], forwarding(three.address("server"), 5201))
+    listening = subprocess.Popen([*inside, three["server"], iperf, "-s", "-1", "--forceflush"], stdout=subprocess.PIPE)
+    try:
+        assert listening.stdout is not None
+        while b"listening" not in listening.stdout.readline():
+            pass
+        command = [*inside, three["client"], iperf, "-c", here, "-p", "8080", "-n", "50M"]
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+        assert counted(three, "web") >= 2
+    finally:
+        listening.kill()
+        listening.communicate()
+    other = forwarding(*servers.endpoint("http"))
+    other["services"][0]["addr"] = ":8081"
+    daemon(three["gateway"], "--instance", "second", other)
+    command = [*inside, three["client"], curl, "-sf", f"http://{here}:8081/bytes/100000"]
+    assert len(subprocess.run(command, check=True, capture_output=True).stdout) == 100_000
+
+
+def test_a_forward_ends_without_a_trace_after_a_kill(three: Network, servers: Servers, daemon: Daemon) -> None:
+    gateway = three["gateway"]
+    write_sysctl(gateway, "net.ipv4.ip_forward", 0)
+    before = snapshot(gateway)
+    process = daemon(gateway, forwarding(*servers.endpoint("http")))
+    assert read_sysctl(gateway, "net.ipv4.ip_forward") == "1"
+    assert fetch(three["client"], Endpoint(three.address("gateway", 4, "lan0"), 8080), "/").status == 200
+    process.kill()
+    assert not await_same(before, gateway, timeout=5.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c["services"][0].update(climiter="few"), "climiter counts connections"),
+        (lambda c: c["services"][0].update(bypass="none"), "a bypass decides"),
+        (lambda c: c["services"][0]["handler"]["metadata"].update(sniffing=True), "sniffing looks into"),
+        (lambda c: c["services"][0]["handler"]["metadata"].update(proxyProtocol=1), "proxyProtocol"),
+        (lambda c: c["services"][0]["handler"]["metadata"].update(idleTimeout="5s"), "idleTimeout"),
+        (lambda c: c["services"][0]["listener"].update(type="tls"), "tls listener"),
+        (lambda c: c["services"][0]["forwarder"]["nodes"].append({"name": "b", "addr": "10.0.0.1:1"}), "exactly one"),
+        (lambda c: c["services"][0]["forwarder"].update(nodes=[{"name": "a", "addr": "web.lab:1"}]), "not an address"),
+        (lambda c: c["services"][0]["forwarder"].update(nodes=[{"name": "a", "addr": "127.0.0.1:1"}]), "host itself"),
+    ],
+)
+def test_a_forward_that_would_not_be_the_same_is_refused(
+    three: Network, tmp_path: Path, unchanged: Any, change: Callable[[dict[str, Any]], Any], reason: str
+) -> None:
+    settings = forwarding("192.0.2.1", 80)
+    settings["climiters"] = [{"name": "few", "limits": ["$ 100"]}]
+    settings["bypasses"] = [{"name": "none", "matchers": ["192.0.2.9"]}]
+    change(settings)
+    path = tmp_path / "refused.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with unchanged(three["gateway"]):
+        for verb in ((), ("plan",)):
+            with gostnet(*verb, "-C", str(path), place=three["gateway"]) as process:
+                assert process.wait() == 1
+                assert reason in process.errors
+
+
+def test_the_plan_shows_a_forward(three: Network, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(forwarding("192.0.2.1", 80)))
+    with gostnet("plan", "-C", str(path), place=three["gateway"]) as process:
+        assert process.wait() == 0
+        assert "dnat ip to 192.0.2.1:80" in process.output
+        assert "# service web: the kernel forwards tcp to 192.0.2.1:80" in process.output

@@ -16,10 +16,11 @@ from functools import reduce
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from ..core.address import Endpoint
 from ..core.errors import ConfigError, GostnetError, KernelError
 from ..core.flow import Network
 from ..core.log import Logger
-from ..core.resources import MARK_MASK, Around, Capture, Key, Ranges, Resource
+from ..core.resources import MARK_MASK, Around, Capture, Key, PortForward, Ranges, Resource
 from ..core.tasks import in_thread
 from ..pipeline.chain import Chain, ChainGroup
 from ..pipeline.chain import Router as ChainRouter
@@ -30,6 +31,7 @@ from ..pipeline.service import Service
 from ..policies.bounds import EVERYTHING, NOTHING, Bounds, bounds_of, lists_of
 from ..policies.bypass import PatternBypass, Patterns
 from ..policies.networks import V4, Intervals
+from .forwards import forward_of
 from .kernel import Kernel, Wanted
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class DirectWays:
     services: Mapping[str, Service]
     verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)
     """The last ones, by service and network."""
+    forwards: list[PortForward] = field(default_factory=list)
+    """The last ones."""
     _known: dict[tuple[str, str], tuple[Sequence[Patterns], Bounds]] = field(default_factory=dict)
     _turn: Lock = field(default_factory=Lock)
 
@@ -78,7 +82,16 @@ class DirectWays:
         Takes a second for a long list, so call it in a thread. Raise ConfigError where a capture demands more than
         can be.
         """
-        return {netns: [self._of(item) for item in resources] for netns, resources in wanted.items()}
+        made: dict[str, list[Resource]] = {
+            netns: [self._of(item) for item in resources] for netns, resources in wanted.items()
+        }
+        self.forwards = []
+        for service in self.services.values():
+            forward = forward_of(service, obstacle(service))
+            if forward is not None:
+                made.setdefault(service.listener.netns, []).append(forward)
+                self.forwards.append(forward)
+        return dict(made)
 
     def lists(self) -> list[PatternBypass]:
         """Return the lists that the decisions depend on."""
@@ -95,6 +108,8 @@ class DirectWays:
         if capture.direct == "user":
             return Verdict(reason="the configuration says so")
         reason = obstacle(service)
+        if hasattr(service.handler, "targets"):
+            reason = "its handler sends on to targets of its own"
         if reason:
             if capture.direct == "kernel":
                 raise ConfigError(
@@ -155,7 +170,7 @@ def obstacle(service: Service) -> str:
     policies, router, handler = service.policies, service.egress, service.handler
     sniffs = getattr(handler, "sniffs", None)
     if sniffs is None:
-        return "its handler is not one that sends on to the original destination"
+        return "its handler does more than to send on"
     if not isinstance(router, ServiceRouter) or not isinstance(router.direct, Direct):
         return "its way out is not this host's"
     options = router.direct.options
@@ -243,7 +258,10 @@ def notes(ways: DirectWays) -> list[str]:
             parts.append(f"user space decides: {verdict.reason}" if around is None else verdict.reason)
         if parts:
             found.append(f"service {name}: direct {network} traffic: {'; '.join(parts)}")
-    return found
+    forwards = (
+        f"{of.service}: the kernel forwards {of.protocol} to {Endpoint(of.target, of.to)}" for of in ways.forwards
+    )
+    return [*found, *(f"service {text}" for text in forwards)]
 
 
 class DirectKeeper:

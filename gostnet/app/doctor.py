@@ -12,7 +12,7 @@ from ..config.argv import Invocation
 from ..config.load import Loader
 from ..core.errors import GostnetError
 from ..core.netns import inside
-from ..core.resources import Capture, Inlet, Masquerade, Resource
+from ..core.resources import Capture, Inlet, Masquerade, PortForward, Resource
 from ..kernel import sysctl
 from ..kernel.capabilities import Finding, examine
 from ..kernel.recovery import leftovers
@@ -121,6 +121,8 @@ def _needs(service: Service, resources: Iterable[Resource]) -> Iterator[str]:
                 yield from (*_CAPTURE, *_TPROXY, "nft-socket")
             case Masquerade():
                 yield from (*_CAPTURE, "nft-masquerade", "nft-clamp")
+            case PortForward():
+                yield from (*_CAPTURE, "nft-dnat", "nft-masquerade")
             case _:
                 pass
     host = service.listener.source.address.host

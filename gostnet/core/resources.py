@@ -207,6 +207,29 @@ class Masquerade(Resource):
 
 
 @dataclass(frozen=True, slots=True)
+class PortForward(Resource):
+    """A port whose connections the kernel sends on: declared for a service, compiled to rules and sysctls.
+
+    address    of this host, "" for any but the loopback ones
+    target     another host's address, and `to` its port
+    """
+
+    kind: ClassVar[str] = "forward"
+
+    service: str
+    protocol: Literal["tcp", "udp"]
+    address: str
+    port: int
+    target: str
+    to: int
+
+    @property
+    def key(self) -> Key:
+        """The service."""
+        return (self.kind, self.service)
+
+
+@dataclass(frozen=True, slots=True)
 class Sysctl(Resource):
     """A setting under /proc/sys, named with dots; a dot within an interface's name is written `/`, as sysctl(8) does.
 

@@ -400,6 +400,14 @@ CAPABILITIES: Final[tuple[Capability, ...]] = (
         True,
     ),
     Capability(
+        "nft-dnat",
+        "port forwards by the kernel; red at one address",
+        "use engine: user; let red listen at all addresses",
+        _MODULE.format("NFT_NAT", "nft_nat"),
+        _rule(_NAT, expr.ip_version(4), expr.protocol(expr.TCP), expr.redirect(1, "192.0.2.1")),
+        True,
+    ),
+    Capability(
         "nft-masquerade",
         "masquerade of tun; direct: kernel; port forwards by the kernel",
         "the services that ask for it are refused",

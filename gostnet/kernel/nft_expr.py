@@ -203,6 +203,12 @@ def port_in(number: int, set_name: str, *, negate: bool = False) -> Term:
     return Term(f"{_PROTOCOLS[number]} dport {'!= ' if negate else ''}@{set_name}", code)
 
 
+def port_is(number: int, port: int) -> Term:
+    """Match packets of TCP or UDP by their destination port."""
+    code = protocol(number).code + _payload(_TRANSPORT_HEADER, 2, 2) + _compare(struct.pack("!H", port))
+    return Term(f"{_PROTOCOLS[number]} dport {port}", code)
+
+
 def udp_between(low: int, high: int) -> Term:
     """Match UDP packets whose ports both are within a range."""
     bounds = struct.pack("!H", low), struct.pack("!H", high)

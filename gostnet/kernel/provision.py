@@ -22,13 +22,14 @@ from gostnet.core.resources import (
     Key,
     Masquerade,
     NftTable,
+    PortForward,
     Resource,
     Route,
     tables_of,
 )
 
+from . import dnat, masquerade, watch
 from . import netns as namespaces
-from . import watch
 from .capture import compile_captures, table_name
 from .journal import (
     Header,
@@ -44,7 +45,6 @@ from .journal import (
     state_directory,
 )
 from .live import LiveKernel
-from .masquerade import statements_of, sysctls_of
 from .plan import Change, Held, Step, change_of, fold, inverse, perform, plan, undo
 from .recovery import InspectableKernel, is_of
 from .shared import guarded, inherited, spared
@@ -212,28 +212,30 @@ class Provisioner:
         """Return what is desired in terms of what the kernel can hold."""
         captures = tuple(item for item in desired if isinstance(item, Capture))
         masquerades = tuple(item for item in desired if isinstance(item, Masquerade))
+        forwards = tuple(item for item in desired if isinstance(item, PortForward))
         inlets = tuple(item for item in desired if isinstance(item, Inlet))
         ipv6 = bool(captures or inlets) and self._kernel.has_ipv6()
-        arguments = (captures, inlets, masquerades, self._slot, ipv6)
+        arguments = (captures, inlets, masquerades, forwards, self._slot, ipv6)
         if self._compiled is None or self._compiled[0] != arguments:  # apply begins with a plan
             resources = compile_captures(captures, inlets, instance=self.instance, slot=self._slot, ipv6=ipv6)
-            self._compiled = (arguments, self._with_masquerades(resources, masquerades))
-        rest = [item for item in desired if not isinstance(item, Capture | Inlet | Masquerade)]
+            self._compiled = (arguments, self._with_translations(resources, masquerades, forwards))
+        rest = [item for item in desired if not isinstance(item, Capture | Inlet | Masquerade | PortForward)]
         return [*rest, *self._compiled[1]]
 
-    def _with_masquerades(
-        self, resources: tuple[Resource, ...], wanted: tuple[Masquerade, ...]
+    def _with_translations(
+        self, resources: tuple[Resource, ...], masquerades: tuple[Masquerade, ...], forwards: tuple[PortForward, ...]
     ) -> tuple[Resource, ...]:
-        """Add the masquerades' sysctls, and their rules to the one table that the instance has."""
-        if not wanted:
+        """Add the sysctls of masquerades and port forwards, and their rules to the one table that the instance has."""
+        if not masquerades and not forwards:
             return resources
-        content = statements_of(wanted)
+        content = (*masquerade.statements_of(masquerades), *dnat.statements_of(forwards))
         others = [item for item in resources if not isinstance(item, NftTable)]
         for item in resources:
             if isinstance(item, NftTable):
                 content = (*item.content, *content)
         table = NftTable(table_name(self.instance), content, note=f"slot {self._slot}")
-        return (*sysctls_of(wanted), *others, table)
+        sysctls = dict.fromkeys((*masquerade.sysctls_of(masquerades), *dnat.sysctls_of(forwards)))
+        return (*sysctls, *others, table)
 
     def _step(self, journal: Journal, step: Step, done: list[Step]) -> None:
         """Make a step and add it to those done, unless it is one that may be left out and has been."""

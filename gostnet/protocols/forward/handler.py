@@ -19,6 +19,7 @@ from ...core.stream import Stream
 from ...dataplane.pump import pump
 from ...pipeline.forwarding import Dial, NoTarget, reach_target
 from ...pipeline.handler import HandlerContext, relay_with
+from ...pipeline.hop import Targets
 from ...pipeline.router import ServiceRouter
 from ...pipeline.sniffing import (
     InterceptionOptions,
@@ -61,6 +62,11 @@ class ForwardHandler:
             "Accepted for compatibility: datagrams of every size are passed on whole.",
             aliases=("readBufferSize", "udp.bufferSize"),
         )
+        engine: str = opt(
+            "user",
+            "Who forwards: this process, or the kernel (DNAT), with one target by address and no policy in between.",
+            choices=("user", "kernel"),
+        )
         keepalive: bool = opt(
             False,
             "With sniffing and several targets: requests of one connection for the same host stay with one target.",
@@ -78,6 +84,26 @@ class ForwardHandler:
         self._proxy_protocol = options.proxy_protocol
         self._keepalive = options.keepalive
         self._sniffer = Sniffer.of(options.sniffing)
+        self.engine = options.engine
+
+    @property
+    def sniffs(self) -> bool:
+        """Whether it looks into connections."""
+        return self._sniffer is not None
+
+    @property
+    def targets(self) -> Targets | None:
+        """What it chooses its targets from."""
+        return self._context.hop
+
+    @property
+    def demand(self) -> str:
+        """Say what it does to a connection beside passing it on, "" for nothing."""
+        if self._proxy_protocol > 0:
+            return "proxyProtocol puts a header before the first byte"
+        if self._idle > 0:
+            return "idleTimeout ends connections"
+        return "stateless ends associations" if self._stateless else ""
 
     async def handle(self, flow: Flow, conn: Stream | Datagrams, egress: Egress) -> None:
         """Reach a target and pass on what comes. Nothing is said to a client whose target cannot be reached."""
