@@ -126,6 +126,9 @@ class Assembler:
             identity[section.name] = _identity(section, self._config)
         self._refuse_problems()
         chains = self._chains
+        # What is made lazily holds on to us, and must not hold all the configurations before this one as well.
+        self._previous = None
+        chains.forget_previous()
         return Assembly(
             services, identity, self._log, self._parts.build, chains.nodes, self._hooks, chains.probes, self._routes
         )

@@ -218,6 +218,10 @@ class Chains:
         self._keep(key, node, section.probe)
         return node
 
+    def forget_previous(self) -> None:
+        """Let go of the nodes before the reload: everything is made."""
+        self._previous = {}
+
     def _keep(self, key: tuple[str, ...], node: Node, probe: schema.Probe | None) -> None:
         """Note a node by its place, and let it go on from what was known of the one there before a reload."""
         self.nodes[key] = node
