@@ -76,7 +76,7 @@ def test_packets_of_both_ip_versions_are_left_to_the_kernel(
         exchange(two["client"], two["server"], TUN.nets["server"])
         exchange(two["server"], two["client"], TUN.nets["client"])
         after = moved(two["client"], "tun-client"), moved(two["server"], "tun-server")
-        # Fragments go the kernel's way too; what the process gets is a few of the kernel's own (neighbours, solicitations).
+        # Fragments go the kernel's way too; what the process gets is a few packets of the kernel's own.
         assert after[0] - before[0] < 20
         assert after[1] - before[1] < 20
         assert client.stop() == 0
