@@ -258,6 +258,20 @@ def test_udp_to_where_there_is_no_way_is_unreachable(three: Network, daemon: Dae
         stream.recv(1)
 
 
+@VERSIONS
+def test_udp_to_where_nobody_listens_is_unreachable(three: Network, daemon: Daemon, version: int) -> None:
+    """The association is open by then: it is the remote host that says so."""
+    daemon(three["client"], configuration(route=ROUTES))
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with closing(netns.socket_in(three["client"], family, socket.SOCK_DGRAM)) as sock:
+        sock.setblocking(True)
+        sock.settimeout(10)
+        sock.connect((three.address("server", version), 5))
+        sock.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            sock.recv(1)
+
+
 def test_policies_of_the_service_hold(three: Network, servers: Servers, daemon: Daemon) -> None:
     text = configuration(route=ROUTES)
     service = text["services"][0]
