@@ -118,7 +118,12 @@ class Service:
         """Bind the listener. Raise KernelError or ConfigError."""
         source = self.listener.source
         self._become(State.RUNNING)
-        await source.open()
+        try:
+            await source.open()
+        except GostnetError as exc:
+            if not getattr(exc, "path", ""):
+                exc.args = (f"service {self.name}: {exc}",)  # of many services: which one it is
+            raise
         self._note(f"service {self.name} is listening on {source.address}")
         self.log.info(f"listening on {source.address}/{source.network}")
 
