@@ -17,7 +17,7 @@ from ..core.flow import Flow
 from ..core.hub import READABLE, Hub, current_hub
 from ..core.sockets import Readiness, UdpSocket
 from ..core.stream import Buffer
-from .native.joints import Joints
+from .native.joints import ROUNDS, Joints
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -378,6 +378,14 @@ class Inlet(Generic[T]):
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.open()
+
+
+def in_turns(step: Callable[[], bool], fresh: Sequence[object]) -> bool:
+    """Call `step` until it says that nothing is left, or something is in `fresh`; return False if it is still not over.
+
+    Then the other sockets get their turn, and nobody will say that there is more (`Inlet.again`).
+    """
+    return any(not step() or fresh for _ in range(ROUNDS))
 
 
 def offer(session: Session[Any], peer: Endpoint, data: Buffer, stride: int) -> None:

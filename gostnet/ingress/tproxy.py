@@ -25,8 +25,8 @@ from ..core.options import Bytes, Seconds, group, opt
 from ..core.registry import register
 from ..core.resources import MARK_OWN, Resource
 from ..core.sockets import ListenOptions, Readiness, enlarge_buffers, is_own_address, listen_udp, make_socket
-from ..dataplane.native.joints import CAPTURED, ROUNDS, joints
-from ..dataplane.sessions import Inlet, Session, Sessions, offer
+from ..dataplane.native.joints import CAPTURED, joints
+from ..dataplane.sessions import Inlet, Session, Sessions, in_turns, offer
 from ..pipeline.transport import Listener, ListenerContext, Source
 from ..wire import icmp
 from ..wire.ip import UDP, ipv4_packets, ipv6_packets, udp_payload
@@ -230,23 +230,20 @@ class ReduSource(Source[Session[Pair]]):
         if sessions is None:
             raise ConnError("closed by this side")
         table = sessions.joints
-        for _ in range(ROUNDS):
-            if table is not None:
-                more = table.up()
-            else:
-                received = self._receive(readiness.sock)
-                more = len(received) == BATCH
-                for data, client, target in received:
-                    self._deliver(client, target, data, 0)
-            if self._fresh or not more:
-                break
-        else:  # the others get their turn; nobody else will say that there is more
+        if not in_turns(partial(self._take_some, readiness.sock) if table is None else table.up, self._fresh):
             if self._inlet is not None:
                 self._inlet.again()
             else:
                 readiness.hub.call_ready(partial(readiness.on_events, READABLE))
         fresh, self._fresh = self._fresh, []
         return fresh
+
+    def _take_some(self, sock: socket.socket) -> bool:
+        """Deliver what has arrived; return whether there may be more."""
+        received = self._receive(sock)
+        for data, client, target in received:
+            self._deliver(client, target, data, 0)
+        return len(received) == BATCH
 
     def _deliver(self, client: Endpoint, target: Endpoint, data: bytes, stride: int) -> None:
         if self._sessions is not None:

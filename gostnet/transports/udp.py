@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..core.address import ANY, Endpoint
 from ..core.batches import BATCH
@@ -13,8 +14,8 @@ from ..core.flow import Flow
 from ..core.options import Bytes, Seconds, opt
 from ..core.sockets import ListenOptions, UdpSocket, listening_udp
 from ..core.stream import Buffer
-from ..dataplane.native.joints import PINNED, ROUNDS, joints
-from ..dataplane.sessions import Answer, Inlet, Session, Sessions, offer
+from ..dataplane.native.joints import PINNED, joints
+from ..dataplane.sessions import Answer, Inlet, Session, Sessions, in_turns, offer
 from ..pipeline.transport import Source
 
 
@@ -82,20 +83,17 @@ class UdpSource(Source[Session[Key]]):
         if socket is None or sessions is None or inlet is None:
             raise ConnError("closed by this side")
         table = sessions.joints
-        for _ in range(ROUNDS):
-            if table is not None:
-                more = table.up()
-            else:
-                received = socket.receive_now()
-                more = len(received) == BATCH
-                for datagram in received:
-                    self._deliver(datagram.peer, datagram.local or ANY, datagram.data, 0)
-            if self._fresh or not more:
-                break
-        else:
+        if not in_turns(partial(self._receive, socket) if table is None else table.up, self._fresh):
             inlet.again()
         fresh, self._fresh = self._fresh, []
         return fresh
+
+    def _receive(self, socket: UdpSocket) -> bool:
+        """Deliver what has arrived; return whether there may be more."""
+        received = socket.receive_now()
+        for datagram in received:
+            self._deliver(datagram.peer, datagram.local or ANY, datagram.data, 0)
+        return len(received) == BATCH
 
     def _deliver(self, peer: Endpoint, asked: Endpoint, data: Buffer, stride: int) -> None:
         """Give a datagram to its session, which is made if there is none."""
