@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 from ..config import schema
+from ..config.argv import Invocation
 from ..config.check import ordered, report
 from ..config.finding import Finding, locate
 from ..config.load import Loaded
@@ -30,6 +32,14 @@ UNSUPPORTED = frozenset(
     )
 )
 """Fields of the schema that would change where traffic goes, or bound it, and that this version does not act upon."""
+
+
+def passes(loaded: Loaded, invocation: Invocation) -> bool:
+    """Print what is wrong with a configuration, in the words of `check`; return whether it can be used."""
+    findings = check_loaded(loaded, strict=invocation.strict, lenient=invocation.lenient)
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    return not any(finding.severity == "error" for finding in findings)
 
 
 def check_loaded(loaded: Loaded, strict: bool = False, lenient: bool = False) -> list[Finding]:

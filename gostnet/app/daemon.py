@@ -19,7 +19,7 @@ from ..core.tasks import Scope, in_thread, run
 from ..pipeline.service import Service
 from .assemble import Assembler, Assembly
 from .catalog import catalog
-from .checking import check_loaded
+from .checking import check_loaded, passes
 from .direct import DirectKeeper, DirectWays
 from .hooks import run_hooks
 from .kernel import Kernel, KernelState, Wanted, wanted_by
@@ -39,10 +39,7 @@ def run_daemon(invocation: Invocation) -> int:
     """Run until TERM or INT; return the exit status. Errors of the configuration are printed like those of `check`."""
     loader = Loader(invocation)
     loaded = loader.load()
-    findings = check_loaded(loaded, strict=invocation.strict, lenient=invocation.lenient)
-    for finding in findings:
-        print(finding, file=sys.stderr)
-    if any(finding.severity == "error" for finding in findings):
+    if not passes(loaded, invocation):
         return 1
     _raise_descriptor_limit()
 

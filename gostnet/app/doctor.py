@@ -17,7 +17,7 @@ from ..kernel import sysctl
 from ..kernel.capabilities import Finding, examine
 from ..kernel.recovery import leftovers
 from ..pipeline.service import Service
-from .checking import check_loaded
+from .checking import passes
 from .daemon import assemble
 from .direct import DirectWays
 from .kernel import wanted_by
@@ -62,10 +62,7 @@ def doctor(invocation: Invocation) -> int:
     report = Report([], configured=bool(invocation.configs or invocation.services))
     if report.configured:
         loaded = Loader(invocation).load()
-        findings = check_loaded(loaded, strict=invocation.strict, lenient=invocation.lenient)
-        for finding in findings:
-            print(finding, file=sys.stderr)
-        if any(finding.severity == "error" for finding in findings):
+        if not passes(loaded, invocation):
             return 1
         try:
             services = assemble(loaded, lenient=invocation.lenient).services

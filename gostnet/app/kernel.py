@@ -118,15 +118,12 @@ class KernelState:
 def plan(invocation: Invocation) -> int:
     """Print what `run` would change in the kernel; change nothing."""
     from ..kernel.provision import Provisioner
-    from .checking import check_loaded
+    from .checking import passes
     from .daemon import assemble
     from .direct import DirectWays, notes
 
     loaded = Loader(invocation).load()
-    findings = check_loaded(loaded, strict=invocation.strict, lenient=invocation.lenient)
-    for finding in findings:
-        print(finding, file=sys.stderr)
-    if any(finding.severity == "error" for finding in findings):
+    if not passes(loaded, invocation):
         return 1
     try:
         assembly = assemble(loaded, lenient=invocation.lenient)

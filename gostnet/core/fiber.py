@@ -12,17 +12,11 @@ import types
 from asyncio.tasks import _enter_task, _leave_task  # the documented hooks for task implementations of one's own
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from .hub import Hub, current_hub
 
 _PARKED: Final = object()
-
-
-class Parking(Protocol):
-    """A place where a fiber waits: told when it leaves without having been woken."""
-
-    def leave(self, fiber: Fiber) -> None: ...
 
 
 class _Suspension(tuple[object]):

@@ -188,22 +188,6 @@ class Assembly:
         """Subtract."""
         self._alu(_ALU64, 0x10, to, value)
 
-    def multiply(self, to: Register, value: Operand) -> None:
-        """Multiply."""
-        self._alu(_ALU64, 0x20, to, value)
-
-    def divide(self, to: Register, value: Operand) -> None:
-        """Divide, unsigned; by 0 gives 0."""
-        self._alu(_ALU64, 0x30, to, value)
-
-    def modulo(self, to: Register, value: Operand) -> None:
-        """Keep the rest of an unsigned division; by 0 changes nothing."""
-        self._alu(_ALU64, 0x90, to, value)
-
-    def bit_or(self, to: Register, value: Operand) -> None:
-        """Set bits."""
-        self._alu(_ALU64, 0x40, to, value)
-
     def bit_and(self, to: Register, value: Operand) -> None:
         """Keep bits; a constant is extended by its sign."""
         self._alu(_ALU64, 0x50, to, value)
@@ -216,17 +200,9 @@ class Assembly:
         """Flip bits."""
         self._alu(_ALU64, 0xA0, to, value)
 
-    def shift_left(self, to: Register, value: Operand) -> None:
-        """Shift, zeros in."""
-        self._alu(_ALU64, 0x60, to, value)
-
     def shift_right(self, to: Register, value: Operand) -> None:
         """Shift, zeros in."""
         self._alu(_ALU64, 0x70, to, value)
-
-    def shift_right_signed(self, to: Register, value: Operand) -> None:
-        """Shift, copies of the sign in."""
-        self._alu(_ALU64, 0xC0, to, value)
 
     def negate(self, to: Register) -> None:
         """Change the sign."""

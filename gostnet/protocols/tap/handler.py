@@ -113,7 +113,7 @@ class _Server:
     async def from_device(self) -> None:
         """Send each frame to the peer that has its destination, and to all if nobody knows where that is.
 
-        # GOST: frames to addresses that are not known, and multicast, are dropped there.
+        GOST drops frames to addresses that are not known, and multicast.
         """
         device, switch, shapers = self._device, self._switch, self._flow.shapers
         while batch := await device.receive():
