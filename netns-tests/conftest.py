@@ -22,6 +22,7 @@ from gostnet.core.errors import KernelError
 from gostnet.kernel import netns
 from gostnet.testing.namespaces import Network, Topology, own_name, row, sweep
 from gostnet.testing.processes import Process, gostnet
+from gostnet.testing.servers import Servers, serving_in_thread
 from gostnet.testing.state import await_same, snapshot
 
 PATIENCE = 120
@@ -81,6 +82,14 @@ def build() -> Iterator[Callable[[Topology], Network]]:
 def three(build: Callable[[Topology], Network]) -> Network:
     """Client, gateway and server in a row: 10.99.1.1 - lan0 10.99.1.2, wan0 10.99.2.1 - 10.99.2.2, and fd99 alike."""
     return build(row("client", "gateway", "server"))
+
+
+@pytest.fixture
+def servers(three: Network) -> Iterator[Servers]:
+    """Run the small servers on both addresses of the server; their zone has web.lab."""
+    addresses = [three.address("server", version) for version in (4, 6)]
+    with serving_in_thread(three["server"], addresses, zone={"web.lab": addresses}) as found:
+        yield found
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gostnet.kernel import netns
 from gostnet.testing.clients import connect, echo_datagram, fetch
 from gostnet.testing.namespaces import Network, read_sysctl, write_sysctl
 from gostnet.testing.processes import Process, ProcessFailed, gostnet
-from gostnet.testing.servers import Servers, serving_in_thread
+from gostnet.testing.servers import Servers
 from gostnet.testing.state import await_same, snapshot
 
 pytestmark = pytest.mark.netns
@@ -28,13 +28,6 @@ pytestmark = pytest.mark.netns
 METHODS = pytest.mark.parametrize("method", ["redirect", "tproxy"])
 ELSEWHERE = "203.0.113.0/24"
 Daemon = Callable[..., Process]
-
-
-@pytest.fixture
-def servers(three: Network) -> Iterator[Servers]:
-    addresses = [three.address("server", version) for version in (4, 6)]
-    with serving_in_thread(three["server"], addresses) as found:
-        yield found
 
 
 def configuration(method: str, capture: str, direct: str, bypass: Mapping[str, Any], **service: Any) -> dict[str, Any]:

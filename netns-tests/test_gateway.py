@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endings import ENDINGS, kill_while_it_starts
 
 from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
@@ -21,20 +21,12 @@ from gostnet.testing.clients import connect, echo, echo_datagram, fetch, resolve
 from gostnet.testing.namespaces import Network
 from gostnet.testing.processes import Process, ProcessFailed, gostnet
 from gostnet.testing.servers import Servers, serving_in_thread
-from gostnet.testing.state import await_same, snapshot
 
 pytestmark = pytest.mark.netns
 
 METHODS = pytest.mark.parametrize("method", ["redirect", "tproxy"])
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
 Daemon = Callable[..., Process]
-
-
-@pytest.fixture
-def servers(three: Network) -> Iterator[Servers]:
-    addresses = [three.address("server", version) for version in (4, 6)]
-    with serving_in_thread(three["server"], addresses, zone={"web.lab": addresses}) as found:
-        yield found
 
 
 def configuration(method: str = "redirect", capture: str = "lan0", **extra: Any) -> dict[str, Any]:
@@ -159,7 +151,6 @@ def test_tools_of_the_system_work_through_the_gateway(
 
 
 # ---- no trace ---------------------------------------------------------------------------------------
-ENDINGS: Mapping[str, int] = {"term": signal.SIGTERM, "int": signal.SIGINT, "kill": signal.SIGKILL}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -178,23 +169,7 @@ def test_nothing_is_left_whatever_the_ending(
 
 
 def test_nothing_is_left_by_a_kill_at_any_moment_of_the_start(three: Network) -> None:
-    before = snapshot(three["gateway"])
-    chance = random.Random(20260101)
-    for _ in range(6):
-        process = gostnet("-C", _written(configuration("tproxy", "lan0,local")), place=three["gateway"])
-        process.start()
-        # The moment is what is tested: anywhere from the interpreter's start to the applied rules.
-        time.sleep(chance.uniform(0.1, 0.9))
-        process.send(signal.SIGKILL)
-        process.wait()
-        difference = await_same(before, three["gateway"], timeout=5.0)
-        assert not difference, "\n".join(difference)
-
-
-def _written(configuration: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(configuration)
+    kill_while_it_starts(three["gateway"], configuration("tproxy", "lan0,local"), (0.1, 0.9))
 
 
 def _guards(of: int) -> list[int]:
@@ -271,7 +246,7 @@ def test_a_port_in_use_is_an_error_and_nothing_is_applied(three: Network, unchan
     with netns.socket_in(three["gateway"], socket.AF_INET6, socket.SOCK_DGRAM) as holder:
         holder.bind(("::", 12346))
         with unchanged(three["gateway"]):
-            process = gostnet("-C", _written(configuration()), place=three["gateway"])
+            process = gostnet("-C", json.dumps(configuration()), place=three["gateway"])
             process.start()
             assert process.wait() == 1
             assert "12346" in process.errors
@@ -287,7 +262,7 @@ def test_a_missing_capability_is_named_and_nothing_is_applied(
                 peer("setpriv"),
                 "--bounding-set=-net_admin,-net_raw",
                 *(sys.executable, "-m", "gostnet"),
-                *("-C", _written(configuration("tproxy"))),
+                *("-C", json.dumps(configuration("tproxy"))),
             ],
             three["gateway"],
         )

@@ -15,7 +15,7 @@ from gostnet.core.address import Endpoint
 from gostnet.testing.clients import echo, echo_datagram
 from gostnet.testing.namespaces import Network
 from gostnet.testing.processes import Process, gostnet
-from gostnet.testing.servers import Servers, serving_in_thread
+from gostnet.testing.servers import Servers
 
 pytestmark = [pytest.mark.netns, pytest.mark.interop]
 
@@ -40,13 +40,6 @@ CASES = [
     for protocol in PROTOCOLS
     for transport in ("tcp", "tls")
 ]
-
-
-@pytest.fixture
-def servers(three: Network) -> Iterator[Servers]:
-    addresses = [three.address("server", version) for version in (4, 6)]
-    with serving_in_thread(three["server"], addresses, zone={"web.lab": addresses}) as found:
-        yield found
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,13 @@ from gostnet.kernel import netns
 from gostnet.testing.clients import echo_datagram
 from gostnet.testing.namespaces import Network
 from gostnet.testing.processes import Process
-from gostnet.testing.servers import Servers, serving_in_thread
+from gostnet.testing.servers import Servers
 
 pytestmark = pytest.mark.netns
 
 Daemon = Callable[..., Process]
 Peer = Callable[[str], str]
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
-
-
-@pytest.fixture
-def servers(three: Network) -> Iterator[Servers]:
-    with serving_in_thread(three["server"], [three.address("server", version) for version in (4, 6)]) as found:
-        yield found
 
 
 def gateway(**metadata: Any) -> dict[str, Any]:

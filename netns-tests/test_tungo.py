@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endings import ENDINGS, kill_while_it_starts
 
 from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
@@ -23,7 +22,6 @@ from gostnet.testing.clients import connect, echo, echo_datagram, fetch, ping, r
 from gostnet.testing.namespaces import Network, write_sysctl
 from gostnet.testing.processes import Process, gostnet, run_program
 from gostnet.testing.servers import Servers, serving_in_thread
-from gostnet.testing.state import await_same, snapshot
 
 pytestmark = pytest.mark.netns
 
@@ -39,13 +37,6 @@ ENGINES = pytest.mark.parametrize(
 )
 ROUTES = "10.99.2.0/24,fd99:2::/64"
 """The server's networks."""
-
-
-@pytest.fixture
-def servers(three: Network) -> Iterator[Servers]:
-    addresses = [three.address("server", version) for version in (4, 6)]
-    with serving_in_thread(three["server"], addresses, zone={"web.lab": addresses}) as found:
-        yield found
 
 
 def configuration(*, handler: Mapping[str, Any] | None = None, node: str = "", **listener: Any) -> dict[str, Any]:
@@ -403,7 +394,6 @@ EVERYTHING: dict[str, Any] = {
     "capture": ["lan0", "local"],
     "net": "172.20.0.1/24",
 }
-ENDINGS: Mapping[str, int] = {"term": signal.SIGTERM, "int": signal.SIGINT, "kill": signal.SIGKILL}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -421,17 +411,7 @@ def test_nothing_is_left_whatever_the_ending(
 
 
 def test_nothing_is_left_by_a_kill_at_any_moment_of_the_start(three: Network) -> None:
-    before = snapshot(three["gateway"])
-    chance = random.Random(20260102)
-    for _ in range(6):
-        process = gostnet("-C", json.dumps(configuration(**EVERYTHING)), place=three["gateway"])
-        process.start()
-        # The moment is what is tested: anywhere from the interpreter's start to the applied rules.
-        time.sleep(chance.uniform(0.2, 1.2))
-        process.send(signal.SIGKILL)
-        process.wait()
-        difference = await_same(before, three["gateway"], timeout=5.0)
-        assert not difference, "\n".join(difference)
+    kill_while_it_starts(three["gateway"], configuration(**EVERYTHING), (0.2, 1.2), seed=20260102)
 
 
 @pytest.mark.parametrize("wanted", [{"route": ROUTES}, EVERYTHING], ids=["routed", "everything"])

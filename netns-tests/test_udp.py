@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from gostnet.testing.namespaces import Network
 from gostnet.testing.processes import Process, run_program
-from gostnet.testing.servers import Servers, serving_in_thread
+from gostnet.testing.servers import Servers
 
 pytestmark = pytest.mark.netns
 
@@ -22,12 +22,6 @@ SIZES = [0, 1, 1400, 1400, 1400, 77, 3000, 3000, 3000, 0, 1472, 1473, 1453, 6550
 SEVERAL = {4: ("10.99.1.2", "10.99.1.22"), 6: ("fd99:1::2", "fd99:1::22")}
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
 NATIVE = pytest.mark.parametrize("native", ["1", "0"], ids=["native", "plain"])
-
-
-@pytest.fixture
-def servers(three: Network) -> Iterator[Servers]:
-    with serving_in_thread(three["server"], [three.address("server", version) for version in (4, 6)]) as found:
-        yield found
 
 
 def client_of(three: Network, version: int) -> socket.socket:

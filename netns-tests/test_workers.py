@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from endings import ENDINGS, kill_while_it_starts
 
 from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
 from gostnet.testing.clients import connect, echo, echo_datagram, fetch
 from gostnet.testing.namespaces import Network
-from gostnet.testing.processes import Process, gostnet, workers
-from gostnet.testing.servers import Servers, serving_in_thread
-from gostnet.testing.state import await_same, snapshot
+from gostnet.testing.processes import Process, workers
+from gostnet.testing.servers import Servers
 
 pytestmark = pytest.mark.netns
 
 METHODS = pytest.mark.parametrize("method", ["redirect", "tproxy"])
 Daemon = Callable[..., Process]
 Peer = Callable[[str], str]
-
-
-@pytest.fixture
-def servers(three: Network) -> Iterator[Servers]:
-    addresses = [three.address("server", version) for version in (4, 6)]
-    with serving_in_thread(three["server"], addresses, zone={"web.lab": addresses}) as found:
-        yield found
 
 
 def configuration(method: str = "redirect", capture: str = "lan0", **extra: Any) -> dict[str, Any]:
@@ -80,9 +71,6 @@ def test_all_workers_serve_what_is_captured(
     assert served == {("tcp", 0), ("tcp", 1), ("udp", 0), ("udp", 1)}
 
 
-ENDINGS: Mapping[str, int] = {"term": signal.SIGTERM, "int": signal.SIGINT, "kill": signal.SIGKILL}
-
-
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_nothing_is_left_whatever_the_ending(
     three: Network, servers: Servers, daemon: Daemon, unchanged: Any, ending: str
@@ -97,18 +85,8 @@ def test_nothing_is_left_whatever_the_ending(
 
 
 def test_nothing_is_left_by_a_kill_at_any_moment_of_the_start(three: Network) -> None:
-    before = snapshot(three["gateway"])
-    chance = random.Random(20260101)
-    for _ in range(5):
-        process = gostnet("-C", json.dumps({**configuration("tproxy"), "workers": "2"}), place=three["gateway"])
-        process.start()
-        # The moment is what is tested: anywhere from the interpreter's start to the last worker's.
-        time.sleep(chance.uniform(0.3, 1.6))
-        process.send(signal.SIGKILL)
-        process.wait()
-        difference = await_same(before, three["gateway"], timeout=5.0)
-        assert not difference, "\n".join(difference)
-        process.stop()
+    wanted = {**configuration("tproxy"), "workers": "2"}
+    kill_while_it_starts(three["gateway"], wanted, (0.3, 1.6), times=5)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
