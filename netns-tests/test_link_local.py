@@ -8,8 +8,9 @@ import pytest
 
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagram
-from gostnet.core.sockets import DialOptions, ListenOptions, UdpSocket, connect_tcp, listen_tcp, listen_udp, open_udp
+from gostnet.core.sockets import DialOptions, ListenOptions, connect_tcp, listen_tcp
 from gostnet.core.tasks import run
+from gostnet.core.udp_socket import UdpSocket, listen_udp, open_udp
 from gostnet.testing.namespaces import Network
 from gostnet.testing.processes import Process, run_program
 

@@ -20,8 +20,9 @@ from ..config.common_options import ServiceOptions
 from ..config.load import Loaded, Loader
 from ..core.errors import GostnetError, KernelError
 from ..core.resources import Key
-from ..core.sockets import ListenOptions, listen_tcp, listen_udp
+from ..core.sockets import ListenOptions, listen_tcp
 from ..core.tasks import Scope, run
+from ..core.udp_socket import listen_udp
 from ..pipeline.service import Service
 from ..policies.ledger import Ledger
 from .assemble import Assembly

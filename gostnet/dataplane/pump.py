@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from ..core.address import Endpoint
 from ..core.datagrams import Datagram, Datagrams
 from ..core.flow import Flow, Shaper
-from ..core.sockets import UdpSocket
 from ..core.tasks import first_done
+from ..core.udp_socket import UdpSocket
 from .sessions import Session
 from .shaper import grant
 

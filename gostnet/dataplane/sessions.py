@@ -15,8 +15,9 @@ from ..core.errors import DialRefused
 from ..core.fiber import Gate
 from ..core.flow import Flow
 from ..core.hub import READABLE, Hub, current_hub
-from ..core.sockets import Readiness, UdpSocket
+from ..core.sockets import Readiness
 from ..core.stream import Buffer
+from ..core.udp_socket import UdpSocket
 from .native.joints import ROUNDS, Joints
 
 K = TypeVar("K")

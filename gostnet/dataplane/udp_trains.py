@@ -15,8 +15,8 @@ from typing import Any
 
 from ..core.batches import SOL_UDP, UDP_GRO
 from ..core.errors import ConnError
-from ..core.sockets import UdpSocket
 from ..core.stream import Buffer
+from ..core.udp_socket import UdpSocket
 from .arena import slots
 
 _SLOTS = 16

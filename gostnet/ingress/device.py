@@ -24,8 +24,9 @@ from ..core.flow import Flow
 from ..core.log import Logger
 from ..core.packets import IPInterface, IPNetwork, Medium, Packets, Setup, Way
 from ..core.resources import Address, Link, Port, Resource, Route
-from ..core.sockets import ListenOptions, UdpSocket, listen_udp
+from ..core.sockets import ListenOptions
 from ..core.tasks import in_thread
+from ..core.udp_socket import UdpSocket, listen_udp
 from ..dataplane.tun_device import Backend, TunDevice, is_device_name, open_device
 from ..kernel import netns
 from ..kernel.netlink import RouteNetlink

@@ -24,7 +24,8 @@ from ..core.hub import READABLE
 from ..core.options import Bytes, Seconds, group, opt
 from ..core.registry import register
 from ..core.resources import MARK_OWN, Resource
-from ..core.sockets import ListenOptions, Readiness, enlarge_buffers, is_own_address, listen_udp, make_socket
+from ..core.sockets import ListenOptions, Readiness, is_own_address, make_socket
+from ..core.udp_socket import enlarge_buffers, listen_udp
 from ..dataplane.native.joints import CAPTURED, joints
 from ..dataplane.sessions import Inlet, Session, Sessions, in_turns, offer
 from ..pipeline.transport import Listener, ListenerContext, Source

@@ -9,8 +9,9 @@ from ..core.contracts import Resolver
 from ..core.datagrams import Datagrams
 from ..core.errors import DialError
 from ..core.flow import Flow
-from ..core.sockets import PLAIN, DialOptions, SocketStream, UdpSocket, connect_tcp, open_udp
+from ..core.sockets import PLAIN, DialOptions, SocketStream, connect_tcp
 from ..core.stream import Stream
+from ..core.udp_socket import UdpSocket, open_udp
 from .names import AnyPeer, Renamed, addresses_of
 from .race import connect_any
 

@@ -12,9 +12,9 @@ from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.egress import Egress
 from ..core.errors import DialError, GostnetError, ResolveError
 from ..core.flow import Flow
-from ..core.sockets import UdpSocket
 from ..core.stream import Stream
 from ..core.tasks import Scope
+from ..core.udp_socket import UdpSocket
 from .race import connect_any
 
 KEEP = 10.0

@@ -10,7 +10,8 @@ from ..core.address import Endpoint
 from ..core.datagrams import Datagram, Datagrams
 from ..core.flow import Flow
 from ..core.options import Bytes, Seconds, opt
-from ..core.sockets import ListenOptions, UdpSocket, listening_udp
+from ..core.sockets import ListenOptions
+from ..core.udp_socket import UdpSocket, listening_udp
 from ..pipeline.transport import Listener, ListenerContext, Source
 from .tcp import TcpOptions, TcpSource
 

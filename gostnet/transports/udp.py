@@ -12,8 +12,9 @@ from ..core.datagrams import Datagram, Datagrams
 from ..core.errors import ConnError
 from ..core.flow import Flow
 from ..core.options import Bytes, Seconds, opt
-from ..core.sockets import ListenOptions, UdpSocket, listening_udp
+from ..core.sockets import ListenOptions
 from ..core.stream import Buffer
+from ..core.udp_socket import UdpSocket, listening_udp
 from ..dataplane.native.joints import PINNED, joints
 from ..dataplane.sessions import Answer, Inlet, Session, Sessions, in_turns, offer
 from ..pipeline.transport import Source

@@ -16,8 +16,8 @@ from gostnet.core.batches import SOL_UDP, UDP_SEGMENT
 from gostnet.core.datagrams import Datagram
 from gostnet.core.errors import DialRefused, GostnetError
 from gostnet.core.flow import Flow, Shapers
-from gostnet.core.sockets import UdpSocket, listen_udp, open_udp
 from gostnet.core.tasks import Scope, run
+from gostnet.core.udp_socket import UdpSocket, listen_udp, open_udp
 from gostnet.dataplane.native import joints, library
 from gostnet.dataplane.pump import pump
 from gostnet.transports.udp import UdpOptions, UdpSource

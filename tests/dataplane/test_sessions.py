@@ -9,8 +9,8 @@ import time
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagram
 from gostnet.core.flow import Flow
-from gostnet.core.sockets import open_udp
 from gostnet.core.tasks import Scope, run
+from gostnet.core.udp_socket import open_udp
 from gostnet.dataplane.sessions import Sessions
 from gostnet.transports.udp import UdpOptions, UdpSource
 

@@ -8,8 +8,8 @@ import pytest
 
 from gostnet.core.address import Endpoint
 from gostnet.core.errors import ConnError
-from gostnet.core.sockets import UdpSocket, listen_udp, open_udp
 from gostnet.core.tasks import run
+from gostnet.core.udp_socket import UdpSocket, listen_udp, open_udp
 from gostnet.dataplane.udp_trains import Trains, split
 
 PATIENCE = 5.0

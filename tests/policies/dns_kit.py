@@ -19,9 +19,10 @@ from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagrams
 from gostnet.core.errors import GostnetError
 from gostnet.core.flow import Flow
-from gostnet.core.sockets import connect_tcp, open_udp
+from gostnet.core.sockets import connect_tcp
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import Scope
+from gostnet.core.udp_socket import open_udp
 
 Reply = bytes | Sequence[bytes] | None
 """One packet, several of them, or silence."""

@@ -19,9 +19,10 @@ from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagram, Datagrams
 from gostnet.core.errors import ConfigError, DialRefused, ResolveError
 from gostnet.core.flow import Flow
-from gostnet.core.sockets import SocketStream, UdpSocket
+from gostnet.core.sockets import SocketStream
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import run
+from gostnet.core.udp_socket import UdpSocket
 from gostnet.policies import nameserver
 from gostnet.policies.nameserver import (
     NameServer,

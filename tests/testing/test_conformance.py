@@ -12,9 +12,10 @@ import pytest
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagram, Datagrams
 from gostnet.core.errors import ConnError
-from gostnet.core.sockets import SocketStream, UdpSocket, connect_tcp, listen_tcp, listen_udp
+from gostnet.core.sockets import SocketStream, connect_tcp, listen_tcp
 from gostnet.core.stream import CHUNK, Buffer, Stream
 from gostnet.core.tasks import run
+from gostnet.core.udp_socket import UdpSocket, listen_udp
 from gostnet.testing import check_datagrams, check_stream, conformance, datagrams_pair, stream_pair
 
 LOOPS = pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])

@@ -9,8 +9,8 @@ import pytest
 
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagram
-from gostnet.core.sockets import UdpSocket
 from gostnet.core.tasks import run
+from gostnet.core.udp_socket import UdpSocket
 from gostnet.transports.dns import DnsUdpSource
 
 

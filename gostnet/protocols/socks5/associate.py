@@ -12,9 +12,9 @@ from typing import TypeAlias
 from ...core.address import Endpoint
 from ...core.datagrams import Datagram, Datagrams, pieces
 from ...core.errors import ConnError, GostnetError, ProtocolError, ResolveError
-from ...core.sockets import UdpSocket
 from ...core.stream import Stream
 from ...core.tasks import Scope
+from ...core.udp_socket import UdpSocket
 from ...wire.udp_frames import decode_datagram, encode_datagram
 
 Lookup: TypeAlias = Callable[[Endpoint], Awaitable[Endpoint]]

@@ -20,9 +20,10 @@ from ...core.errors import ConnError, GostnetError, KernelError, PolicyDenied, P
 from ...core.flow import Flow
 from ...core.options import Bytes, Seconds, group, opt
 from ...core.registry import component
-from ...core.sockets import ListenOptions, SocketStream, UdpSocket, listen_udp
+from ...core.sockets import ListenOptions, SocketStream
 from ...core.stream import Stream
 from ...core.tasks import first_done
+from ...core.udp_socket import UdpSocket, listen_udp
 from ...dataplane.framed import TunDatagrams
 from ...dataplane.pump import Filter, pump
 from ...pipeline.direct import Direct

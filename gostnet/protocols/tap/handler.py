@@ -16,8 +16,8 @@ from ...core.flow import Flow
 from ...core.options import Bytes, Seconds, Secret, opt
 from ...core.packets import Packets
 from ...core.registry import component
-from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
+from ...core.udp_socket import UdpSocket
 from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import as_client, first_ended, within
 from ...pipeline.handler import HandlerContext

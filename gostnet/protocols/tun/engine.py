@@ -12,7 +12,7 @@ from ...core.errors import KernelError
 from ...core.flow import Flow
 from ...core.log import Logger
 from ...core.packets import Packets
-from ...core.sockets import UdpSocket
+from ...core.udp_socket import UdpSocket
 from ...kernel import netns
 from ...kernel.tun_engine import TunEngine
 

@@ -17,7 +17,7 @@ from ...core.flow import Flow
 from ...core.options import Bytes, Seconds, Secret, opt
 from ...core.packets import Packets
 from ...core.registry import component
-from ...core.sockets import UdpSocket
+from ...core.udp_socket import UdpSocket
 from ...pipeline.devices import as_client, first_ended
 from ...pipeline.handler import HandlerContext
 from ...pipeline.router import ServiceRouter

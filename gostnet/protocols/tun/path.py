@@ -9,7 +9,7 @@ from ...core.errors import ConnError, GostnetError
 from ...core.flow import Flow
 from ...core.log import Logger
 from ...core.packets import Packets
-from ...core.sockets import UdpSocket
+from ...core.udp_socket import UdpSocket
 from ...kernel import netns
 from ...kernel.netlink import RouteNetlink
 from ...kernel.routeget import RouteLookup

@@ -12,8 +12,8 @@ from ...core.contracts import Authenticator
 from ...core.errors import ConnError
 from ...core.flow import Flow
 from ...core.packets import Packets
-from ...core.sockets import UdpSocket
 from ...core.stream import Buffer
+from ...core.udp_socket import UdpSocket
 from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import within
 from ...pipeline.handler import HandlerContext

@@ -22,8 +22,9 @@ from gostnet.core.errors import (
 )
 from gostnet.core.flow import Flow
 from gostnet.core.options import Secret
-from gostnet.core.sockets import SocketStream, UdpSocket, listen_udp, open_udp
+from gostnet.core.sockets import SocketStream
 from gostnet.core.tasks import run
+from gostnet.core.udp_socket import UdpSocket, listen_udp, open_udp
 from gostnet.pipeline.connector import ConnectorContext
 from gostnet.pipeline.direct import Direct
 from gostnet.pipeline.node import Node, NodeEgress

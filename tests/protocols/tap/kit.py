@@ -12,9 +12,9 @@ from gostnet.core.errors import ConnError
 from gostnet.core.flow import Flow
 from gostnet.core.options import Secret
 from gostnet.core.packets import Medium, Packets
-from gostnet.core.sockets import UdpSocket, listen_udp
 from gostnet.core.stream import Buffer
 from gostnet.core.tasks import Scope
+from gostnet.core.udp_socket import UdpSocket, listen_udp
 from gostnet.pipeline.handler import HandlerContext
 from gostnet.pipeline.hop import Hop
 from gostnet.pipeline.node import Marker, Node

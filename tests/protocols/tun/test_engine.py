@@ -14,8 +14,8 @@ from gostnet.core.datagrams import Datagrams
 from gostnet.core.errors import KernelError
 from gostnet.core.flow import Flow, Shapers
 from gostnet.core.log import Logger
-from gostnet.core.sockets import UdpSocket, listen_udp
 from gostnet.core.tasks import run
+from gostnet.core.udp_socket import UdpSocket, listen_udp
 from gostnet.kernel.tun_engine import TunEngine
 from gostnet.protocols.tun import engine as module
 from gostnet.protocols.tun.engine import Choice, KernelPath, start

@@ -13,9 +13,9 @@ from gostnet.core.address import ANY, Endpoint
 from gostnet.core.datagrams import Datagrams
 from gostnet.core.errors import ConnError, DialRefused
 from gostnet.core.flow import Flow, Shapers
-from gostnet.core.sockets import UdpSocket, listen_udp, open_udp
 from gostnet.core.stream import Stream
 from gostnet.core.tasks import Scope, run
+from gostnet.core.udp_socket import UdpSocket, listen_udp, open_udp
 from gostnet.pipeline.connector import ConnectorContext
 from gostnet.pipeline.handler import HandlerContext
 from gostnet.protocols.relay.connector import RelayConnector
