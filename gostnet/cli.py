@@ -63,7 +63,7 @@ def _check(invocation: Invocation) -> int:
     from .app.checking import check_loaded
 
     loaded = Loader(invocation).load()
-    findings = check_loaded(loaded, strict=True, lenient=invocation.lenient)
+    findings = check_loaded(loaded, strict=True, lenient=invocation.lenient, building=True)
     errors = sum(1 for finding in findings if finding.severity == "error")
     warnings = len(findings) - errors
     if invocation.json:

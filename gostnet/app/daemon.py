@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass
 
 from ..config.argv import Invocation
-from ..config.finding import Finding
 from ..config.load import Loaded, Loader
 from ..config.workers import parse_workers
 from ..core.errors import GostnetError
@@ -19,7 +18,7 @@ from ..core.tasks import Scope, in_thread, run
 from ..pipeline.service import Service
 from .assemble import Assembler, Assembly
 from .catalog import catalog
-from .checking import check_loaded, passes
+from .checking import at_its_place, check_loaded, passes
 from .direct import DirectKeeper, DirectWays
 from .hooks import run_hooks
 from .kernel import Kernel, KernelState, Wanted, wanted_by
@@ -343,9 +342,4 @@ def with_hint(exc: GostnetError) -> str:
 
 def print_error(exc: GostnetError, loaded: Loaded) -> None:
     """Print an error that came up while objects were built, with its place where its path is known."""
-    path, _, message = str(exc).partition(": ")
-    spot = loaded.config.positions.find(path)
-    if spot is not None:
-        print(Finding(spot.value, path, message, exc.code), file=sys.stderr)
-    else:
-        print(f"gostnet: error: {with_hint(exc)} [{exc.code}]", file=sys.stderr)
+    print(at_its_place(exc, loaded.config), file=sys.stderr)

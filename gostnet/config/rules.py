@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from ..core.address import parse_ip
+from ..core.address import parse_endpoint, parse_ip
+from ..core.errors import ConfigError
 from ..core.options import Problem
 from ..core.suggest import did_you_mean
 from ..core.units import parse_nanoseconds, parse_size
@@ -206,11 +207,33 @@ def _service(service: schema.Service) -> Iterator[Problem]:
         message = f"a {listener.kind} listener asks for no credentials; give them to the handler"
         covered = handler.auth is not None or bool(handler.auther or handler.authers)
         yield Problem(f"{listener.path}.auth", message, "auth.unused", "warning" if covered else "error")
+    if handler.kind in ("tun", "tap") and service.forwarder is not None:
+        yield from _tunnel_targets(service, service.forwarder)
     reverse = listener.kind in ("rtcp", "rudp", "runix")
     if (listener.chain or listener.chain_group) and not reverse:
         message = f"a {listener.kind} listener does not use a chain; give it to the handler"
         covered = bool(handler.chain) or handler.chain_group is not None
         yield Problem(f"{listener.path}.chain", message, "chain.unused", "warning" if covered else "error")
+
+
+def _tunnel_targets(service: schema.Service, forwarder: schema.Forwarder) -> Iterator[Problem]:
+    """Check that the servers of a tunnel have ports: GOST begins all the same, and dials them in vain for ever."""
+    for node in forwarder.nodes:
+        host = node.addr.removesuffix(":0").removesuffix(":")
+        if "://" in host or not host:
+            continue
+        try:
+            port = parse_endpoint(node.addr).port
+        except ConfigError:
+            if ":" in host and parse_ip(host) is None:
+                continue  # the rule of forward nodes says what is wrong
+            port = 0
+        if not port:
+            own = service.addr.rpartition(":")[2]
+            likely = own if own.isdecimal() and int(own) else "8421"
+            written = f"[{host}]" if ":" in host and not host.startswith("[") else host
+            wrong = f"has no port, and a tunnel has no usual one; write it, as in {written}:{likely}"
+            yield from _value(f"{node.path}.addr", node.addr, wrong, "address")
 
 
 def _recorder_object(record: schema.RecorderObject) -> Iterator[Problem]:

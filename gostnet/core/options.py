@@ -84,12 +84,21 @@ class Problem:
         return f"{self.path}: {self.message}" if self.path else self.message
 
 
+class Advice(str):
+    """A message of `validate` about a value that is used, though hardly as it was meant: a warning."""
+
+    __slots__ = ()
+
+
 @runtime_checkable
 class Validated(Protocol):
     """An options class or group that checks more than types."""
 
     def validate(self) -> Iterable[tuple[str, str]]:
-        """Yield (key, message) for every value that cannot be used; called by `bind_options` for each instance."""
+        """Yield (key, message) for every value that cannot be used; called by `bind_options` for each instance.
+
+        `key` is the one to document; what is reported is the one that was written. A message that is an Advice warns.
+        """
 
 
 class Unusable(ValueError):
@@ -421,8 +430,10 @@ def bind_options(
     found: list[Problem] = [] if problems is None else problems
     by_key = {key.lower(): value for key, value in raw.items()}
     made = _bind(options, "", None, by_key, path, set() if used is None else used, found)
-    if problems is None and found:
-        raise ConfigError(found[0].path, found[0].message, code=found[0].code)
+    if problems is None:
+        for problem in found:
+            if problem.severity == "error":
+                raise ConfigError(problem.path, problem.message, code=problem.code)
     return cast(T, made)
 
 
@@ -436,6 +447,7 @@ def _bind(
     problems: list[Problem],
 ) -> Any:
     values: dict[str, Any] = {}
+    written: dict[str, str] = {}
     for item in _fields(cast(Hashable, options)):
         default = _default(options, item.name) if defaults is None else getattr(defaults, item.name)
         if item.spec.group is not None:
@@ -449,6 +461,7 @@ def _bind(
             continue
         # The documented spelling, since the one in the file is lost where GOST folds the case of keys.
         key = present[0]
+        written[item.names(prefix)[0]] = key
         value = raw[key.lower()]
         if value is None:
             continue
@@ -464,7 +477,9 @@ def _bind(
     made = options(**values)
     if isinstance(made, Validated):
         for key, message in made.validate():
-            problems.append(Problem(f"{path}.{prefix}{key}" if path else prefix + key, message))
+            key = written.get(prefix + key, prefix + key)
+            severity: Severity = "warning" if isinstance(message, Advice) else "error"
+            problems.append(Problem(f"{path}.{key}" if path else key, message, severity=severity))
     return made
 
 

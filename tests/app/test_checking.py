@@ -46,3 +46,75 @@ def test_good_certificates_are_no_finding(tmp_path: Path) -> None:
     certificate, key = Authority().issue("a.test").save(tmp_path)
     done = run("check", "-L", f"socks5+tls://:1080?cert={certificate}&key={key}&ca={certificate}")
     assert (done.returncode, done.stdout) == (0, "0 errors, 0 warnings\n")
+
+
+TEXTS = [
+    (
+        "tap://AEAD_AES_128_GCN:pw@:0?net=10.9.0.1/24",
+        "-L#1:7: error: services[0].handler.auth.username: 'AEAD_AES_128_GCN' is not a cipher such as AEAD_AES_128_GCM;"
+        " did you mean 'aead_aes_128_gcm'? [tap.cipher]",
+    ),
+    (
+        "tungo://:0?net=10.9.0.1/24&tungo.multicastGroups=224.0.0.251,10.0.0.1",
+        "-L#1:28: error: services[0].handler.metadata.tungo.multicastGroups: '10.0.0.1' is not a multicast address such"
+        " as 224.0.0.251 [config.value]",
+    ),
+    (
+        "tun://:8421/SERVER?net=10.9.0.1/24",
+        "-L#1:13: error: services[0].forwarder.nodes[0].addr: 'SERVER' has no port, and a tunnel has no usual one;"
+        " write it, as in SERVER:8421 [address]",
+    ),
+    (
+        "tap://:0/SERVER:0?net=10.9.0.1/24",
+        "-L#1:10: error: services[0].forwarder.nodes[0].addr: 'SERVER:0' has no port, and a tunnel has no usual one;"
+        " write it, as in SERVER:8421 [address]",
+    ),
+    (
+        "tun://:0?net=10.9.0.1/24&tun.token=12345678901234567",
+        "-L#1:26: warning: services[0].handler.metadata.tun.token: only its first 16 bytes count [config.value]",
+    ),
+    (
+        "tun://:0?net=10.9.0.1/24&tun.mtu=9",
+        "-L#1:26: error: services[0].listener.metadata.tun.mtu: 9 is not between 68 and 65535 [config.value]",
+    ),
+    (
+        "tap://:0?net=10.9.0.1/24&tap.bridge.ports=eth7",
+        "-L#1:26: error: services[0].listener.metadata.tap.bridge.ports: needs `bridge`: ports of what [tap.bridge]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("url", "said"), TEXTS)
+def test_what_no_tunnel_can_do_is_found_under_the_key_that_was_written(url: str, said: str) -> None:
+    done = run("check", "-L", url)
+    assert done.stdout.splitlines()[:-1] == [said]
+    wrong = ": error: " in said
+    assert done.returncode == int(wrong)
+    if wrong:
+        started = run("-L", url)
+        assert (started.returncode, started.stderr.splitlines()) == (1, [said])
+
+
+def test_what_only_building_shows_is_found_by_check_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"log: {{output: {tmp_path}/made/gost.log}}\nloggers:\n- {{name: l, log: {{output: {tmp_path}/made/l.log}}}}\n"
+        "services:\n- name: s\n  logger: l\n  addr: 127.0.0.1:0\n  handler: {type: socks5}\n  listener:\n"
+        "    type: tun\n"
+    )
+    done = run("check", "-C", str(path))
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{path}:8:19: error: services[0].handler.type: handler 'socks5' cannot work on")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_tunnel_target_of_an_address_without_a_port_is_shown_with_its_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "services:\n- name: s\n  addr: :9000\n  handler: {type: tun}\n  listener: {type: tun, metadata: {net:"
+        " 10.9.0.1/24}}\n  forwarder:\n    nodes:\n    - {name: n, addr: '2001:db8::1'}\n"
+        "    - {name: m, addr: '[2001:db8::1]:8421'}\n"
+    )
+    done = run("check", "-C", str(path))
+    assert "write it, as in [2001:db8::1]:9000" in done.stdout
+    assert done.stdout.endswith("1 errors, 0 warnings\n")

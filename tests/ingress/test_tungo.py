@@ -11,7 +11,6 @@ from gostnet.core.errors import ConfigError
 from gostnet.core.options import bind_options
 from gostnet.core.resources import Address, Capture, Inlet, Link, Resource, Sysctl
 from gostnet.ingress import tungo
-from gostnet.pipeline.handler import HandlerContext
 from gostnet.pipeline.transport import ListenerContext
 from gostnet.protocols.transparent.tungo import TungoHandler
 
@@ -90,5 +89,6 @@ def test_what_cannot_be(keys: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("group", ["10.0.0.1", "nonsense"])
 def test_groups_that_are_none_are_refused(group: str) -> None:
-    with pytest.raises(ConfigError, match=f"t: multicastGroups: '{group}' is not a multicast address"):
-        TungoHandler(TungoHandler.Options(multicast_groups=["224.0.0.251", group]), HandlerContext(service="t"))
+    metadata = {"multicastGroups": f"224.0.0.251,{group}"}
+    with pytest.raises(ConfigError, match=f"^m.multicastGroups: '{group}' is not a multicast address"):
+        bind_options(TungoHandler.Options, metadata, "m")

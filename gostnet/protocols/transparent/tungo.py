@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import cast
 
+from ...core.address import parse_ip
 from ...core.datagrams import Datagrams
 from ...core.egress import Egress
-from ...core.errors import ConfigError, DialError
+from ...core.errors import DialError
 from ...core.flow import Flow
 from ...core.options import Bytes, CommaList, Seconds, group, opt
 from ...core.registry import component
@@ -76,8 +76,14 @@ class TungoHandler:
         )
         red: RedHandler.Options = group(RedHandler.Options)
 
+        def validate(self) -> Iterator[tuple[str, str]]:
+            """Yield groups that are none."""
+            for text in self.multicast_groups:
+                ip = parse_ip(text)
+                if ip is None or not ip.is_multicast:
+                    yield "multicastGroups", f"{text[:64]!r} is not a multicast address such as 224.0.0.251"
+
     def __init__(self, options: Options, context: HandlerContext) -> None:
-        _check_groups(options.multicast_groups, context.service)
         self._red = RedHandler(options.red, context)
         datagrams = ReduHandler.Options(sniffing=options.red.sniffing)
         self._redu = ReduHandler(datagrams, context, idle=options.udp_timeout if options.udp_timeout > 0 else 30.0)
@@ -136,13 +142,3 @@ async def _answer(flow: Flow, conn: Datagrams) -> None:
         flow.meter.down += size
         flow.packets += 2 * len(batch)
         await conn.send(batch)
-
-
-def _check_groups(groups: Sequence[str], service: str) -> None:
-    for text in groups:
-        try:
-            wrong = not ip_address(text).is_multicast
-        except ValueError:
-            wrong = True
-        if wrong:
-            raise ConfigError(f"{service}: multicastGroups", f"{text[:64]!r} is not a multicast address")

@@ -6,6 +6,7 @@ the end of the device ends it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from ...core.contracts import Handler
 from ...core.datagrams import Datagrams
 from ...core.egress import Egress
 from ...core.flow import Flow
-from ...core.options import Bytes, Seconds, Secret, opt
+from ...core.options import Advice, Bytes, Seconds, Secret, opt
 from ...core.packets import Packets
 from ...core.registry import component
 from ...core.udp_socket import UdpSocket
@@ -74,6 +75,11 @@ class TunHandler:
             "Accepted for compatibility: packets of every size are passed on whole.",
             aliases=("tun.bufferSize", "readBufferSize"),
         )
+
+        def validate(self) -> Iterator[tuple[str, str]]:
+            """Yield a passphrase of which only a part counts: GOST sends and compares no more either."""
+            if len(self.passphrase.reveal().encode("utf-8", "surrogateescape")) > codec.PASSPHRASE_SIZE:
+                yield "passphrase", Advice(f"only its first {codec.PASSPHRASE_SIZE} bytes count")
 
     def __init__(self, options: Options, context: HandlerContext) -> None:
         self._options = options
