@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, cast
 
-from .hub import Hub, current_hub
+from .hub import Hub, current_hub, running
 
 _PARKED: Final = object()
 
@@ -55,12 +55,16 @@ class Fiber:
     )
 
     def __init__(
-        self, work: Coroutine[Any, Any, Any], name: str, at_end: tuple[Callable[[Fiber], object], ...] = ()
+        self,
+        work: Coroutine[Any, Any, Any],
+        name: str,
+        at_end: tuple[Callable[[Fiber], object], ...] = (),
+        hub: Hub | None = None,
     ) -> None:
         """Take a coroutine; `start` runs it. `at_end` is called at the end, as by `add_done_callback`."""
         self.name = name
         self._coro = work
-        hub = self._hub = current_hub()
+        hub = self._hub = hub or current_hub()
         self._loop = hub.loop
         self.waiting: Any = None
         self._must_cancel = False
@@ -78,13 +82,16 @@ class Fiber:
         if caller is None:
             self._step()
             return
-        fiber = self._hub.fiber
+        hub = self._hub
+        fiber, active = hub.fiber, running.hub
         _leave_task(loop, caller)
+        running.hub = hub
         try:
             self._step()
         finally:
+            running.hub = active
             _enter_task(loop, caller)
-            self._hub.fiber = fiber
+            hub.fiber = fiber
 
     def wake(self) -> None:
         """Resume the fiber now, in the caller's stack; only from a callback of the loop."""

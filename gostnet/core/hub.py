@@ -110,7 +110,7 @@ class Hub:
         closed = self._closed
         closed.clear()
         callbacks = self._callbacks
-        _active.hub = self
+        running.hub = self
         try:
             for fd, events in self._epoll.poll(0, _BATCH):
                 if closed and fd in closed:
@@ -119,17 +119,17 @@ class Hub:
                 if on_events is not None:
                     on_events(events)
         finally:
-            _active.hub = None
+            running.hub = None
 
     def _run_ready(self) -> None:
         self._running_ready = False
         ready = self._ready
-        _active.hub = self
+        running.hub = self
         try:
             for _ in range(len(ready)):
                 ready.popleft()()
         finally:
-            _active.hub = None
+            running.hub = None
             if ready and not self._running_ready:
                 self._running_ready = True
                 self.loop.call_soon(self._run_ready)
@@ -138,13 +138,13 @@ class Hub:
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = WeakKeyDictionary()
 
 
-class _Active(threading.local):
+class _Running(threading.local):
     """The hub whose callbacks this thread runs at the moment."""
 
     hub: Hub | None = None
 
 
-_active: Final = _Active()
+running: Final = _Running()
 
 
 def current_hub() -> Hub:
@@ -152,7 +152,7 @@ def current_hub() -> Hub:
 
     Inside the hub's own callbacks the loop is not asked: CPython 3.11 makes a system call (getpid) of that question.
     """
-    hub = _active.hub
+    hub = running.hub
     if hub is not None:
         return hub
     loop = asyncio.get_running_loop()

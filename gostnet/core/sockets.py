@@ -197,13 +197,16 @@ class SocketStream(Stream):
     received, sent    bytes that crossed the socket, whoever moved them: the wire counters of GOST's statistics
     """
 
-    __slots__ = ("_eof_sent", "_sock", "readiness", "received", "sent")
+    __slots__ = ("_eof_sent", "_local", "_sock", "readiness", "received", "sent")
 
     def __init__(
-        self, sock: socket.socket, local: Endpoint = ANY, remote: Endpoint = ANY, hub: Hub | None = None
+        self, sock: socket.socket, local: Endpoint | None = ANY, remote: Endpoint = ANY, hub: Hub | None = None
     ) -> None:
-        """Take a connected, non-blocking socket; it is ours to close from now on."""
-        self.local = local
+        """Take a connected, non-blocking socket; it is ours to close from now on.
+
+        With None for `local` the kernel is asked when somebody wants to know.
+        """
+        self._local = local
         self.remote = remote
         self._head = b""
         self._sock = sock
@@ -216,6 +219,22 @@ class SocketStream(Stream):
     def sock(self) -> socket.socket:
         """The socket, for options and addresses; reading or writing it belongs to the stream and the engines."""
         return self._sock
+
+    @property
+    def local(self) -> Endpoint:
+        """Our address: few ask for that of a connection we have made, and it costs a system call."""
+        local = self._local
+        if local is None:
+            try:
+                local = Endpoint.from_sockaddr(self._sock.getsockname())
+            except OSError:  # closed by now
+                local = ANY
+            self._local = local
+        return local
+
+    @local.setter
+    def local(self, local: Endpoint) -> None:
+        self._local = local
 
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         if self._head:
@@ -526,13 +545,12 @@ async def connect_tcp(host: str, port: int, options: DialOptions = PLAIN) -> Soc
         options.keepalive.apply(sock)
         if options is not PLAIN:
             options.apply(sock, host)
-        stream = SocketStream(sock, ANY, where)
+        stream = SocketStream(sock, None, where)
         code = sock.connect_ex((host, port) if "%" not in host else sockaddr_of(host, port, options.netns))
         if code == 115:  # EINPROGRESS
             await stream.wait_connected(where)
         elif code:
             raise OSError(code, os.strerror(code))
-        stream.local = Endpoint.from_sockaddr(sock.getsockname())
         return stream
     except OSError as exc:
         _drop(stream, sock)

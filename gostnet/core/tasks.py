@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from .fiber import Fiber, deadline
-from .hub import current_hub
+from .hub import Hub, current_hub
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ __all__ = ["Fiber", "Scope", "deadline", "first_done", "in_thread", "run", "toge
 class Scope:
     """A set of tasks with one end. Tasks report their own errors; what escapes goes to the loop's handler."""
 
-    __slots__ = ("_at_end", "_fibers", "_loop", "_tasks", "name")
+    __slots__ = ("_at_end", "_fibers", "_hub", "_loop", "_tasks", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -28,13 +28,16 @@ class Scope:
         self._fibers: set[Fiber] = set()
         self._at_end = (self._fiber_done,)
         self._loop = asyncio.get_running_loop()
+        self._hub: Hub | None = None
 
     def __len__(self) -> int:
         return len(self._tasks) + len(self._fibers)
 
     def launch(self, work: Coroutine[Any, Any, None]) -> Fiber:
         """Run `work` as a fiber of this scope, to its first wait at once: for connections, who wait for sockets."""
-        fiber = Fiber(work, self.name, self._at_end)
+        if self._hub is None:
+            self._hub = current_hub()
+        fiber = Fiber(work, self.name, self._at_end, self._hub)
         self._fibers.add(fiber)
         fiber.start()
         return fiber

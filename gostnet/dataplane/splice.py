@@ -108,6 +108,44 @@ class _Half:
         self.hung_up = readiness.events & _HUNG_UP != 0
         self.try_read = readiness.pending or self.hung_up
 
+    def pass_on(self) -> bool:
+        """Move a small message by the shortest way; False if this is no case for it, and `pump` is to go on."""
+        if self.rest or self.in_pipe or self.bulk or self.hung_up or self.shapers or self.first is not None:
+            return False
+        source, sink = self.source, self.sink
+        try:
+            data = source.readiness.sock.recv(SMALL)
+        except BlockingIOError:
+            self.try_read = False
+            return True
+        size = len(data)
+        source.received += size
+        if not size:
+            self.eof = True
+            return False
+        if size == SMALL:
+            self.bulk = True
+            self.rest = data
+            return False
+        self.try_read = False
+        try:
+            count = sink.readiness.sock.send(data)
+        except OSError:
+            self.rest = data  # full: an edge will say when it is not; or broken, which `pump` will find too
+            return False
+        self.count(count)
+        if count < size:
+            self.rest = memoryview(data)[count:]
+        return True
+
+    def count(self, size: int) -> None:
+        """Note bytes that the sink has taken."""
+        if self.up:
+            self.meter.up += size
+        else:
+            self.meter.down += size
+        self.sink.sent += size
+
     def pump(self, last: bool) -> bool:
         """Move bytes until something blocks or the direction ends; return True if the budget ended it.
 
@@ -168,18 +206,14 @@ class _Half:
         """Send what is under way; return True when all of it has left."""
         sink = self.sink
         if self.rest:
-            count = sink.sock.send(self.rest)
+            count = sink.readiness.sock.send(self.rest)
             left = len(self.rest) - count
             self.rest = memoryview(self.rest)[count:] if left else b""
         else:
             assert self.pipe is not None
             count = os.splice(self.pipe[0], sink.readiness.fd, self.in_pipe, flags=_FLAGS)
             left = self.in_pipe = self.in_pipe - count
-        if self.up:
-            self.meter.up += count
-        else:
-            self.meter.down += count
-        sink.sent += count
+        self.count(count)
         return not left
 
     def _take(self, wanted: int) -> int:
@@ -189,7 +223,7 @@ class _Half:
             if self.pipe is not None:
                 self.in_pipe = os.splice(self.source.readiness.fd, self.pipe[1], wanted, flags=_FLAGS)
                 return self.in_pipe
-        data = self.source.sock.recv(min(wanted, SMALL))
+        data = self.source.readiness.sock.recv(min(wanted, SMALL))
         self.rest = data if self.first is None else self._begin(data)
         return len(data)
 
@@ -355,7 +389,7 @@ class _Pair:
             reads.try_read = True
             if events & _HUNG_UP:
                 reads.hung_up = True
-            if not (reads.done or reads.paused):
+            if not (reads.done or reads.paused or self._pass_on(reads)):
                 self._pump(reads, writes)
         if (writes.rest or writes.in_pipe) and not writes.done:
             self._pump(writes, reads)
@@ -363,6 +397,13 @@ class _Pair:
             self._patience -= 1
             if self._patience <= 0:
                 self._move_in()
+
+    def _pass_on(self, half: _Half) -> bool:
+        try:
+            return half.pass_on()
+        except OSError as exc:
+            self._fail(conn_error(exc))
+            return True
 
     def _pump(self, half: _Half, other: _Half) -> None:
         """Pump one direction and see to what follows from it."""

@@ -18,6 +18,8 @@ from ..pipeline.transport import AcceptError, Source
 BATCH = 64
 """Connections accepted per turn: the queue is emptied quickly and running flows still get their share."""
 
+_STREAM = int(socket.SOCK_STREAM)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepaliveOptions:
@@ -95,7 +97,8 @@ class TcpSource(Source[SocketStream]):
     def accept_now(self) -> list[tuple[Flow, SocketStream]]:
         """Return the waiting connections, at most BATCH; [] once there are none. Raise AcceptError."""
         readiness = self.readiness
-        listening = readiness.sock
+        listening, hub = readiness.sock, readiness.hub
+        family = int(listening.family)
         batch: list[tuple[Flow, SocketStream]] = []
         while len(batch) < BATCH:
             try:
@@ -109,10 +112,10 @@ class TcpSource(Source[SocketStream]):
                 if batch:
                     break
                 raise AcceptError(exc.strerror) from exc
-            sock = socket.socket(listening.family, socket.SOCK_STREAM, 0, fileno=fd)
+            sock = socket.socket(family, _STREAM, 0, fileno=fd)
             sock.setblocking(False)
             client = Endpoint.from_sockaddr(address)
-            stream = SocketStream(sock, ANY, client, readiness.hub)
+            stream = SocketStream(sock, ANY, client, hub)
             try:
                 flow = self.flow_of(stream, client)
             except OSError:  # reset before it was accepted: the next one has nothing to do with it
