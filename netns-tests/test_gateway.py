@@ -19,7 +19,7 @@ from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
 from gostnet.testing.clients import connect, echo, echo_datagram, fetch, resolve
 from gostnet.testing.namespaces import Network
-from gostnet.testing.processes import Process, ProcessFailed, gostnet
+from gostnet.testing.processes import Process, gostnet
 from gostnet.testing.servers import Servers, serving_in_thread
 
 pytestmark = pytest.mark.netns
@@ -269,16 +269,6 @@ def test_a_missing_capability_is_named_and_nothing_is_applied(
         process.start()
         assert process.wait() == 1
         assert "CAP_NET_ADMIN" in process.errors
-
-
-def test_a_second_daemon_of_the_same_name_is_refused(three: Network, daemon: Daemon) -> None:
-    daemon(three["gateway"], configuration())
-    other = configuration()
-    for index, service in enumerate(other["services"]):
-        service["addr"] = f":{13000 + index}"
-    with pytest.raises(ProcessFailed, match="default"):
-        daemon(three["gateway"], other)
-    daemon(three["gateway"], "--instance", "second", other)
 
 
 def test_reload_changes_the_capture_at_once_and_keeps_connections(

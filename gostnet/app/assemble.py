@@ -18,7 +18,6 @@ from ..core.options import Secret, option_keys
 from ..core.packets import Packets
 from ..core.registry import Catalog
 from ..core.resources import MARK_OWN
-from ..pipeline.direct import Direct
 from ..pipeline.handler import HandlerContext
 from ..pipeline.node import Node
 from ..pipeline.probe import Probe
@@ -34,7 +33,7 @@ from ..policies.recorders import Records
 from ..policies.stats import Reading, ServiceBooks
 from ..transports.proxy_protocol import ProxyProtocol
 from .chains import Chains
-from .dialing import dial_options
+from .dialing import Trials
 from .parts import Lazy, Parts, bind, own_credentials
 from .routes import Routes
 from .share import SHARED, Share
@@ -47,6 +46,7 @@ class Assembly:
     identity    by service: what decides whether its listening socket can be kept at a reload
     build       the loaders of policies, and the threads they read in
     hooks       by service: the commands of each stage
+    trials      of how sockets are made
     probes      run `run()` of each as a task as long as this configuration holds
     """
 
@@ -58,6 +58,7 @@ class Assembly:
     hooks: dict[str, ServiceOptions] = field(default_factory=dict)
     probes: list[Probe] = field(default_factory=list)
     routes: Routes = field(default_factory=Routes)
+    trials: Trials = field(default_factory=Trials)
 
 
 class Assembler:
@@ -130,7 +131,15 @@ class Assembler:
         self._previous = None
         chains.forget_previous()
         return Assembly(
-            services, identity, self._log, self._parts.build, chains.nodes, self._hooks, chains.probes, self._routes
+            services,
+            identity,
+            self._log,
+            self._parts.build,
+            chains.nodes,
+            self._hooks,
+            chains.probes,
+            self._routes,
+            self._parts.trials,
         )
 
     # ---- references ----------------------------------------------------------------------------
@@ -330,8 +339,7 @@ class Assembler:
         interface = options.socket.interface or section.interface
         mark = options.socket.so_mark or (section.sockopts.mark if section.sockopts else 0)
         if interface or mark or options.netns_out:
-            ways = dial_options(interface, mark, options.netns_out, self._parts.own_mark, path=section.path)
-            direct = Direct(self._parts.system, ways)
+            direct = self._parts.direct_by(interface, mark, options.netns_out, section.path)
         else:
             direct = self._parts.direct
         chains = None if options.ignore_chain else self._chains.router(handler, direct)

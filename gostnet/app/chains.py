@@ -25,7 +25,6 @@ from ..pipeline.transport import StreamDialer, Transport
 from ..policies.matcher import FilterMatcher, compile_matcher
 from ..policies.nameserver import parse_server
 from ..transports.proxy_protocol import ProxyProtocol
-from .dialing import dial_options
 from .parts import Lazy, Parts, bind
 
 CheckOf = Callable[[Endpoint, HTTPExchange | None], Check]
@@ -307,9 +306,7 @@ class Chains:
         netns = options.socket.netns or section.netns
         if not (interface or mark or netns or keepalive != DEFAULT_KEEPALIVE):
             return None
-        return Direct(
-            self._parts.system, dial_options(interface, mark, netns, self._parts.own_mark, keepalive, section.path)
-        )
+        return self._parts.direct_by(interface, mark, netns, section.path, keepalive)
 
     def forwarder(
         self, section: schema.Service, urls: dict[Node, tuple[str, str]] | None, egress: Egress

@@ -129,11 +129,13 @@ class Daemon:
         return assemble(loaded, lenient=self._invocation.lenient, previous=self._assembly)
 
     async def _start(self, assembly: Assembly, scope: Scope) -> None:
-        """Open all listeners, then apply the kernel state, then accept; undo everything if a step fails."""
+        """Claim the instance, open all listeners, apply the kernel state, accept; undo everything if a step fails."""
         opened: list[Service] = []
         try:
             for step in await in_thread(self._kernel.recover):
                 assembly.log.warn(f"left by a dead instance, undone: {step}")
+            await in_thread(assembly.trials.run)
+            await in_thread(self._kernel.claim, _homes(assembly))
             for reloader in assembly.build.reloaders:
                 await reloader.load()
             for service in assembly.services.values():
@@ -226,6 +228,7 @@ class Daemon:
         """Change over to another configuration. Raise GostnetError, with nothing changed."""
         fresh = self._assemble(loaded)
         try:
+            await in_thread(fresh.trials.run)
             for reloader in fresh.build.reloaders:
                 await reloader.load()
             await self._change_over(fresh, scope)
@@ -255,6 +258,7 @@ class Daemon:
                 await asyncio.wait((running.task,))
                 await running.service.aclose()
                 closed.append(running.service)
+            await in_thread(self._kernel.claim, _homes(fresh))
             for name, service in fresh.services.items():
                 if name not in kept:
                     await run_hooks("pre-up", fresh.hooks[name].pre_up, service.log)
@@ -333,6 +337,13 @@ async def reread(loader: Loader, invocation: Invocation, log: Logger) -> Loaded 
 def _wanted(assembly: Assembly) -> Wanted:
     """Return what the services and routers of a configuration want of the kernel."""
     return assembly.routes.added_to(wanted_by(assembly.services.values()))
+
+
+def _homes(assembly: Assembly) -> set[str]:
+    """Return the network namespaces, "" for our own, in which a configuration wants something of the kernel."""
+    services = assembly.services.values()
+    forwarding = {each.listener.netns for each in services if getattr(each.handler, "engine", "user") == "kernel"}
+    return {*_wanted(assembly), *forwarding}
 
 
 def with_hint(exc: GostnetError) -> str:

@@ -155,6 +155,7 @@ class _Before:
         self._ways = ways
         self._kernel = kernel
         self.recover = kernel.recover
+        self.claim = kernel.claim
         self.rollback = kernel.rollback
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
@@ -52,6 +53,12 @@ class Kernel(Holds, Protocol):
     def recover(self) -> list[Step]:
         """Undo what dead instances left."""
 
+    def claim(self, namespaces: Collection[str]) -> None:
+        """Become the one instance of its name in these network namespaces, until nothing is held there any more.
+
+        Where this is not done, `apply` does it. Raise KernelError (EBUSY) if another process is that instance.
+        """
+
     def rollback(self) -> list[Step]:
         """Undo everything and close."""
 
@@ -84,6 +91,25 @@ class KernelState:
 
         return recover().steps
 
+    def claim(self, namespaces: Collection[str]) -> None:
+        """Do what `Kernel.claim` says; a namespace that is not there yet, which a command may make, is left out."""
+        if not namespaces:
+            return
+        with self._turn:
+            for netns in namespaces:
+                try:
+                    self._provisioner(netns).claim()
+                except KernelError as exc:
+                    if exc.errno != errno.ENOENT or netns in self._provisioners:
+                        raise
+
+    def _provisioner(self, netns: str) -> Provisioner:
+        from ..kernel.provision import Provisioner
+
+        if netns not in self._provisioners:
+            self._provisioners[netns] = Provisioner(self._instance, netns=netns or None)
+        return self._provisioners[netns]
+
     def apply(self, wanted: Wanted) -> list[Step]:
         """Make the kernel hold `wanted`, no more and no less of ours. Raise KernelError, with nothing half done."""
         with self._turn:
@@ -92,14 +118,9 @@ class KernelState:
     def _apply(self, wanted: Wanted) -> list[Step]:
         if not wanted and not self._provisioners:
             return []
-        from ..kernel.provision import Provisioner
-
         steps: list[Step] = []
         for netns in {*wanted, *self._provisioners}:
-            resources = wanted.get(netns, ())
-            if netns not in self._provisioners:
-                self._provisioners[netns] = Provisioner(self._instance, netns=netns or None)
-            steps += self._provisioners[netns].apply(resources)
+            steps += self._provisioner(netns).apply(wanted.get(netns, ()))
         return steps
 
     def rollback(self) -> list[Step]:

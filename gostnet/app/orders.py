@@ -66,6 +66,13 @@ class Failed:
 
 # ---- the kernel ---------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """Become the one instance of its name in these network namespaces."""
+
+    namespaces: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Make the kernel hold this."""
 

@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, Unavailable
 from ..core.log import Logger
 from ..core.options import Problem, bind_options
 from ..core.registry import Catalog
-from ..core.sockets import PLAIN, DialOptions
+from ..core.sockets import DEFAULT_KEEPALIVE, PLAIN, DialOptions, Keepalive
 from ..pipeline.direct import Direct
 from ..policies.build import Build, Ways, build_admissions, build_bypasses, build_hosts, build_resolvers
 from ..policies.bypass import combine
@@ -20,7 +20,7 @@ from ..policies.entries import lines, strip_leading_comment
 from ..policies.nameserver import HTTP_ALPN
 from ..transports.certificates import Certificates
 from ..transports.tls import TlsLayer
-from .dialing import dial_options
+from .dialing import Trials, dial_options
 
 T = TypeVar("T")
 
@@ -30,6 +30,7 @@ class Parts:
 
     own_mark    ORed into the mark of every socket of ours, 0 where nothing is captured
     direct      the way out of who has no interface, mark or namespace of its own
+    trials      the ways out of the others, to be tried before the start
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Parts:
         self._catalog = catalog
         plain: Sequence[DialOptions] = dial_options("", 0, "", own_mark) if own_mark else (PLAIN,)
         self.direct = Direct(system, plain)
+        self.trials = Trials()
         self._certificates = Certificates(config.tls, log=log)
         self.verifying = Lazy(lambda: self.client_tls(schema.TLS(secure=True), "tls"))
         self.verifying_http = Lazy(lambda: self.client_tls(schema.TLS(secure=True), "tls", HTTP_ALPN))
@@ -89,6 +91,15 @@ class Parts:
             self.bypasses, section.bypass, section.bypasses, section.path, ("bypass", "bypasses"), "bypass"
         )
         return combine(found)
+
+    def direct_by(
+        self, interface: str, mark: int, netns: str, path: str, keepalive: Keepalive = DEFAULT_KEEPALIVE
+    ) -> Direct:
+        """Return the way out of the section at `path`, which has these for itself. Raise ConfigError."""
+        ways = dial_options(interface, mark, netns, self.own_mark, keepalive, path)
+        if interface or mark or netns:
+            self.trials.ways[path] = ways
+        return Direct(self.system, ways)
 
     def server_tls(self, section: schema.TLS | None, path: str, alpn: Sequence[str] = ()) -> Layer:
         """Return the server side of TLS. Raise ConfigError."""

@@ -26,7 +26,7 @@ from ..policies.ledger import Ledger
 from .assemble import logger_of
 from .daemon import DRAIN_TIMEOUT, reread
 from .kernel import KernelState
-from .orders import Applied, Apply, Begin, Channel, Done, Failed, Refusal, Replace, Stop, readable
+from .orders import Applied, Apply, Begin, Channel, Claim, Done, Failed, Refusal, Replace, Stop, readable
 from .signals import Signals, notify
 
 RESTART = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -209,12 +209,19 @@ class Supervisor:
                 return
             answer: Applied | Refusal
             try:
-                steps = await self._apply(request) if isinstance(request, Apply) else await self._roll_back()
+                steps = await self._do(request)
                 left_out = {key: Refusal.of(exc) for key, exc in self._kernel.left_out.items()}
                 answer = Applied(tuple(steps), left_out)
             except GostnetError as exc:
                 answer = Refusal.of(exc)
             member.kernel.send(answer)
+
+    async def _do(self, request: object) -> list[object]:
+        """Do what is asked, and return the steps that were made."""
+        if isinstance(request, Claim):
+            await in_thread(self._kernel.claim, request.namespaces)
+            return []
+        return await self._apply(request) if isinstance(request, Apply) else await self._roll_back()
 
     async def _apply(self, request: Apply) -> list[object]:
         return [*await in_thread(self._kernel.apply, request.wanted)]

@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -28,7 +29,7 @@ from ..policies.ledger import Ledger
 from .assemble import Assembly
 from .daemon import Daemon, assemble, print_error, with_hint
 from .kernel import Kernel, Wanted
-from .orders import Applied, Apply, Begin, Channel, Done, Failed, Refusal, Replace, Rollback
+from .orders import Applied, Apply, Begin, Channel, Claim, Done, Failed, Refusal, Replace, Rollback
 from .share import Share
 from .signals import Signals
 
@@ -90,6 +91,11 @@ class SupervisorsKernel:
         """Nothing: the supervisor has done it."""
         return []
 
+    def claim(self, namespaces: Collection[str]) -> None:
+        """Have the supervisor become the one instance of its name. Raise KernelError."""
+        if namespaces:
+            self._ask(Claim(frozenset(namespaces)))
+
     def apply(self, wanted: Wanted) -> list[Step]:
         """Have the kernel hold `wanted`. Raise KernelError or ConfigError."""
         return self._ask(Apply(wanted))
@@ -98,7 +104,7 @@ class SupervisorsKernel:
         """Say that this worker needs nothing any more; returns when the others do not either."""
         return self._ask(Rollback())
 
-    def _ask(self, request: Apply | Rollback) -> list[Step]:
+    def _ask(self, request: Claim | Apply | Rollback) -> list[Step]:
         with self._turn:
             self._connection.send(request)
             answer = self._connection.recv()
@@ -120,6 +126,9 @@ class NoKernel:
     def recover(self) -> list[Step]:
         """Nothing."""
         return []
+
+    def claim(self, namespaces: Collection[str]) -> None:
+        """Nothing."""
 
     def apply(self, wanted: Wanted) -> list[Step]:
         """Nothing."""

@@ -111,7 +111,15 @@ class Provisioner:
         """Whether the kernel holds something of ours."""
         return self._journal is not None
 
-    # -- the four operations --
+    # -- the operations --
+    def claim(self) -> None:
+        """Become the one instance of this name in the namespace, before anything is held. Idempotent.
+
+        `apply` and `rollback` let go when nothing is held after them. Raise KernelError (EBUSY: it runs already).
+        """
+        if self._journal is None:
+            self._begin()
+
     def plan(self, desired: Sequence[Resource]) -> list[Step]:
         """Return the steps that `apply` would make now; nothing is changed, also not on disk.
 
