@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from vpn import PATIENCE, PORT, TUN, exchange, ping
+from vpn import OUTSIDE, PATIENCE, PORT, TUN, exchange, ping
 
 from gostnet.kernel import netns
 from gostnet.kernel.bpf import Direction, attached, attachment_problem
@@ -61,13 +61,14 @@ def totals(process: Process) -> tuple[int, int]:
     return int(found[-1][0]), int(found[-1][1])
 
 
+@OUTSIDE
 @pytest.mark.parametrize("p2p", ["false", "true"])
 def test_packets_of_both_ip_versions_are_left_to_the_kernel(
-    two: Network, daemon: Daemon, unchanged: Any, p2p: str
+    two: Network, daemon: Daemon, unchanged: Any, p2p: str, outside: int
 ) -> None:
     with unchanged(two["server"]), unchanged(two["client"]):
         server = daemon(two["server"], "-L", TUN.server(p2p=p2p))
-        client = daemon(two["client"], "-L", TUN.client(two.address("server")))
+        client = daemon(two["client"], "-L", TUN.client(two.address("server", outside)))
         for address in TUN.nets["server"]:
             wait_for_engine(two["client"], "tun-client", address)
         for address in TUN.nets["client"]:

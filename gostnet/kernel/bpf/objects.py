@@ -24,10 +24,13 @@ _NUMBERS |= {"i686": 357, "i586": 357, "s390x": 351, "ppc64le": 361, "ppc64": 36
 """The number of the system call bpf by machine, as Python has no call for it."""
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 0, 1, 2, 3, 4
-_PROG_LOAD, _PROG_TEST_RUN, _PROG_QUERY, _LINK_CREATE = 5, 10, 16, 28
+_PROG_LOAD, _PROG_TEST_RUN, _INFO, _PROG_QUERY, _LINK_CREATE, _LINK_DETACH = 5, 10, 15, 16, 28, 34
 _SCHED_CLS = 3
 _ATTRIBUTES = 128
 """Bytes given with each call; the kernel wants the ones that it does not know to be zero, which they are."""
+
+_LINK_INFO, _LINK_DEVICE = 64, 16
+"""Bytes of struct bpf_link_info that are asked for, and where it has the device: type 4, id 4, program 4, device 4."""
 
 _LOG = 1 << 18
 _LOG_SHOWN = 2000
@@ -296,6 +299,25 @@ class Link(_Descriptor):
 
     def __enter__(self) -> Link:
         return self
+
+    @property
+    def attached(self) -> bool:
+        """Whether the program is still at work: not once the device has gone, or somebody has taken it off."""
+        if self._fd < 0:
+            return False
+        shown = ctypes.create_string_buffer(_LINK_INFO)
+        try:
+            _call(_INFO, struct.pack("=IIQ", self._fd, _LINK_INFO, ctypes.addressof(shown)))
+        except OSError:
+            return False
+        return bool(struct.unpack_from("=I", shown, _LINK_DEVICE)[0])
+
+    def detach(self) -> None:
+        """Take the program off, as others can who know the link's id; the link stays, without effect."""
+        try:
+            _call(_LINK_DETACH, struct.pack("=I", self._fd))
+        except OSError as exc:
+            raise _refused("detach a BPF program", exc) from exc
 
 
 def load(code: Assembly | bytes, name: str = "") -> Program:

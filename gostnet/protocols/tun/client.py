@@ -105,7 +105,6 @@ class ClientSession:
         self._registration = registration
         self._kernel = kernel
         self._path = path
-        self._taken = False  # the server takes packets from the kernel
         self._liveness = liveness
         self._target = flow.target or ANY
         self._turn = asyncio.Lock()
@@ -118,7 +117,7 @@ class ClientSession:
         if self._trains is not None:
             self._trains.send_from((self._registration,), 0)
             if self._kernel is not None and self._lead_kernel():
-                self._trains.send_from((codec.OFFER,), 0)
+                self._kernel.offer()
             self._note_refusal(self._trains)
             return
         async with self._turn:
@@ -133,7 +132,7 @@ class ClientSession:
             ours = self._socket.sock.getsockname()[0]
         except OSError:
             return False  # closed, or its address has gone
-        return self._kernel.talk_to(Endpoint.from_sockaddr(address), ours, takes=self._taken)
+        return self._kernel.talk_to(Endpoint.from_sockaddr(address), ours)
 
     def _count_kernel(self) -> None:
         assert self._kernel is not None
@@ -208,13 +207,6 @@ class ClientSession:
             else:
                 await asyncio.sleep(0)
 
-    def _answered(self, answer: bytes) -> None:
-        if self._kernel is not None:
-            taken = codec.offers_kernel(answer)
-            if taken != self._taken:
-                self._taken = taken
-                self._lead_kernel()
-
     async def _deliver(self, batch: Sequence[Buffer]) -> None:
         liveness, delivery = self._liveness, self._delivery
         limits = self._flow.shapers.down if self._flow.shapers else ()
@@ -225,7 +217,8 @@ class ClientSession:
             if len(packet) <= codec.HEADER:
                 if codec.is_answer(bytes(packet)):
                     liveness.answered(self._loop.time())
-                    self._answered(bytes(packet))
+                    if self._kernel is not None and self._kernel.answered(bytes(packet)):
+                        self._lead_kernel()
             elif packet[0] >> 4 in (4, 6):
                 size += delivery.add(run, packets, limits)
         await delivery.send()

@@ -3,14 +3,14 @@
     data           an IP packet as it is: the first nibble is 4 or 6
     registration   "GOST" | passphrase(16, zero padded) | address(16) x N, N >= 1      client to server
     answer         "GOST" | address(16)                                                server to client
-    offer          "GOST" | "gn-kernel" 01 | 0(6)                                      client to server
+    offer          "GOST" | "gn-kernel" 01 | 0(6)                                      both ways
 
 Addresses are those of IPv6, IPv4 ones mapped (::ffff:a.b.c.d). A registration names the client's addresses inside the
 tunnel and is its keep-alive as well; the answer, of exactly 20 bytes, tells from which address it came.
 
-The offer is gostnet's own, sent behind a registration: what comes now may have been put together by a kernel
-(kernel.tun_engine). A server says the same by writing "gn-kernel" 01 over the zeros of the IPv4 address in its answer.
-Nobody else sees a difference: GOST's server drops datagrams of 20 bytes, and its client does not look into answers.
+The offer is gostnet's own: what comes now may have been put together by a kernel (kernel.tun_engine). A client sends it
+behind a registration, a server in return. It goes as such packets do, without a checksum of UDP, so that it arrives
+where they would. Nobody else sees a difference: GOST's server drops datagrams of 20 bytes, and its client is sent none.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ PASSPHRASE_SIZE = 16
 HEADER = len(MAGIC) + PASSPHRASE_SIZE
 """Bytes before the first address of a registration, and of a whole answer."""
 
-_KERNEL = b"gn-kernel\x01"
-OFFER = MAGIC + _KERNEL + bytes(6)
+OFFER = MAGIC + b"gn-kernel\x01" + bytes(6)
 
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -76,21 +75,14 @@ def decode_registration(datagram: bytes) -> Registration | None:
     return Registration(datagram[len(MAGIC) : HEADER].rstrip(b"\0"), addresses)
 
 
-def encode_answer(observed: str, *, kernel: bool = False) -> bytes:
-    """Return the answer to a registration that came from the IP address `observed`, with `kernel` an offer as well."""
+def encode_answer(observed: str) -> bytes:
+    """Return the answer to a registration that came from the IP address `observed`."""
     address = parse_ip(observed.partition("%")[0])
-    if kernel and isinstance(address, IPv4Address):
-        return MAGIC + _KERNEL + b"\xff\xff" + address.packed
     return MAGIC + (pack_address(address) if address is not None else bytes(16))
 
 
-def offers_kernel(answer: bytes) -> bool:
-    """Tell whether an answer is an offer as well."""
-    return answer.startswith(MAGIC + _KERNEL)
-
-
 def is_answer(datagram: bytes) -> bool:
-    """Tell whether a datagram answers a registration."""
+    """Tell whether a datagram answers a registration; an offer does, too."""
     return len(datagram) == HEADER and datagram.startswith(MAGIC)
 
 
@@ -98,6 +90,4 @@ def decode_answer(datagram: bytes) -> IPAddress:
     """Return the address in an answer. Raise ProtocolError."""
     if not is_answer(datagram):
         raise ProtocolError(f"{len(datagram)} bytes are no answer to a registration")
-    if offers_kernel(datagram):
-        return IPv4Address(datagram[-4:])
     return unpack_address(datagram[len(MAGIC) :])

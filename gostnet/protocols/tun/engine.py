@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Literal, TypeVar
 
 from ...core.address import Endpoint, IPAddress
 from ...core.datagrams import Datagrams
@@ -15,79 +16,202 @@ from ...core.packets import Packets
 from ...core.udp_socket import UdpSocket
 from ...kernel import netns
 from ...kernel.tun_engine import TunEngine
+from . import codec
+
+T = TypeVar("T")
 
 Choice = Literal["auto", "kernel", "pump"]
 
 _SO_NETNS_COOKIE = 71
-_SO_MARK = 36
+_SO_MARK, _SO_NO_CHECK = 36, 11
+_UDP_NO_CHECK6_TX, _UDP_NO_CHECK6_RX = 101, 102
 
 _REFRESHED = 16
 """Peers per second: each takes some 50 us."""
+
+_MOST_TOLD = 64
+"""Peers of which the log tells that the pump serves them; one line each is enough to see why."""
 
 
 class KernelPath:
     """The kernel engine of one device and socket, and which peers have offered to take what it sends.
 
-    A peer that offers does so behind every registration. One that has registered since without an offer is somebody
-    else at the same address.
+    A peer that offers does so behind every registration, or answer to one. One from which another one has come since
+    without an offer is somebody else at the same address, or behind something that lets no such packets pass.
+
+    When the engine fails it is closed, which the log tells once; from then on this is told by nobody, and tells nobody,
+    that packets go this way, so that they do not.
     """
 
-    __slots__ = ("_always", "_engine", "_takers", "_unrefreshed")
-
-    def __init__(self, engine: TunEngine, always: bool) -> None:
-        """With `always` packets go to every peer this way."""
-        self._engine = engine
+    def __init__(self, engine: TunEngine, always: bool, flow: Flow, name: str, carrier: UdpSocket, log: Logger) -> None:
+        """With `always` packets go to every peer this way that is reached by a network card. `name` is the device's."""
+        self._engine: TunEngine | None = engine
         self._always = always
+        self._flow = flow
+        self._name = name
+        self._sock = carrier.sock
+        self._log = log
         self._takers: dict[Endpoint, bool] = {}
+        self._left_out: dict[Endpoint, str] = {}
         self._unrefreshed: list[Endpoint] = []
+        self._server: Endpoint | None = None
+        # A socket that is bound to an address sends from that one, whatever the routes say.
+        host = Endpoint.from_sockaddr(self._sock.getsockname()).host
+        self._source = "" if host in ("", "0.0.0.0", "::") else host
+        _set_option(self._sock, socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)  # or an offer would not arrive
 
-    def registered(self, addresses: Sequence[IPAddress], peer: Endpoint) -> bool:
-        """Note a registration; return whether to offer that the peer may send this way."""
-        if peer in self._takers and not self._takers[peer]:
-            del self._takers[peer]
-        elif peer in self._takers:
-            self._takers[peer] = False
-        served = self._engine.learn(addresses, peer, takes=self._always or peer in self._takers)
-        if len(self._takers) > 2 * len(self._engine.peers):
+    # ---- peers of a server ---------------------------------------------------------------------
+    def registered(self, addresses: Sequence[IPAddress], peer: Endpoint) -> None:
+        """Note a registration."""
+        self._grow_stale(peer)
+        self._learn(addresses, peer)
+        if self._engine is not None and len(self._takers) > 2 * len(self._engine.peers):
             self._takers = {taker: fresh for taker, fresh in self._takers.items() if taker in self._engine.peers}
-        return served
 
     def offered(self, peer: Endpoint) -> None:
-        """Note a peer's offer; one that has not registered has none to make."""
-        if peer in self._engine.peers:
+        """Note a peer's offer, and return it; one that has not registered has none to make."""
+        if self._engine is not None and peer in self._engine.peers:
             self._takers[peer] = True
-            self._engine.learn((), peer, takes=True)
+            if self._learn((), peer):
+                self.offer(peer)
 
     def refresh(self) -> None:
         """Look whether the ways to some of the peers have changed: those without keep-alive do not register again."""
+        if self._engine is None:
+            return
         if not self._unrefreshed:
             self._unrefreshed = list(self._engine.peers)
         for peer in self._unrefreshed[-_REFRESHED:]:
-            if peer in self._engine.peers:
-                self._engine.learn((), peer, takes=self._always or peer in self._takers)
+            if self._engine is not None and peer in self._engine.peers:
+                self._learn((), peer)
         del self._unrefreshed[-_REFRESHED:]
-
-    def talk_to(self, server: Endpoint, source: str, *, takes: bool) -> bool:
-        """Lead everything to a server, if it takes it; return whether to offer the same."""
-        return self._engine.learn((), server, takes=self._always or takes, source=source)
 
     def forget(self, address: IPAddress) -> None:
         """Forget whose an address is."""
-        self._engine.forget(address)
+        if self._engine is not None:
+            self._attempt(lambda engine: engine.forget(address))
+
+    # ---- the server of a client ----------------------------------------------------------------
+    def talk_to(self, server: Endpoint, source: str) -> bool:
+        """Lead everything to a server, if it takes it; return whether to offer the same."""
+        self._server, self._source = server, source
+        return self._learn((), server)
+
+    def answered(self, answer: bytes) -> bool:
+        """Note an answer to a registration; return whether there is a change that `talk_to` has to lead to."""
+        if self._server is None:
+            return False
+        before = self._server in self._takers
+        if answer == codec.OFFER:
+            self._takers[self._server] = True
+        else:
+            self._grow_stale(self._server)
+        return before != (self._server in self._takers)
+
+    # ---- offers --------------------------------------------------------------------------------
+    def _grow_stale(self, peer: Endpoint) -> None:
+        """Note that a peer was heard from: an offer lasts until the second time."""
+        fresh = self._takers.pop(peer, False)
+        if fresh:
+            self._takers[peer] = False
+
+    def offer(self, peer: Endpoint | None = None) -> None:
+        """Tell a peer, by default the one that the socket is connected to, that it may send packets this way."""
+        if self._engine is None:
+            return
+        sock = self._sock
+        options = ((socket.SOL_SOCKET, _SO_NO_CHECK), (socket.IPPROTO_UDP, _UDP_NO_CHECK6_TX))
+        for level, option in options:
+            _set_option(sock, level, option, 1)
+        try:
+            sock.sendto(codec.OFFER, _sockaddr(sock, peer)) if peer is not None else sock.send(codec.OFFER)
+        except OSError:
+            pass  # as if it had got lost: the next registration brings another one
+        finally:
+            for level, option in options:
+                _set_option(sock, level, option, 0)
+
+    # ---- the engine ----------------------------------------------------------------------------
+    def _learn(self, addresses: Sequence[IPAddress], peer: Endpoint) -> bool:
+        if self._engine is None:
+            return False
+        takes, source = peer in self._takers, self._source
+        served = self._attempt(
+            lambda engine: engine.learn(addresses, peer, takes=takes, anyway=self._always, source=source)
+        )
+        self._tell(peer, "" if served or self._engine is None else self._engine.reason)
+        return bool(served)
+
+    def _tell(self, peer: Endpoint, reason: str) -> None:
+        """Say once that a peer is served by the pump, and when it is not any more."""
+        if reason == self._left_out.get(peer, ""):
+            return
+        if reason:
+            if len(self._left_out) >= _MOST_TOLD:
+                return
+            self._log.info(f"{self._name}: engine pump for {peer}: {reason}", client=str(peer))
+            self._left_out[peer] = reason
+        else:
+            del self._left_out[peer]
+            self._log.info(f"{self._name}: engine kernel for {peer} again", client=str(peer))
+
+    def _attempt(self, do: Callable[[TunEngine], T]) -> T | None:
+        """Do something with the engine; give it up if it fails."""
+        assert self._engine is not None
+        try:
+            return do(self._engine)
+        except KernelError as exc:
+            self._give_up(str(exc))
+            return None
+
+    def _give_up(self, why: str) -> None:
+        engine, self._engine = self._engine, None
+        assert engine is not None
+        self._flow.labels = {**self._flow.labels, "engine": "pump"}
+        self._log.warn(f"{self._name}: engine pump from now on: {why}")
+        try:
+            self._add(engine.moved())
+        except KernelError:
+            pass  # what was moved since the last look is not known
+        finally:
+            engine.close()
 
     def count(self, flow: Flow) -> tuple[int, int]:
-        """Add to the flow's meter what has been moved since the last call; return it."""
-        up, down = self._engine.moved()
-        flow.meter.up += up
-        flow.meter.down += down
-        return up, down
+        """Add to the flow's meter what has been moved since the last call, and return it; see that the engine works."""
+        if self._engine is None:
+            return 0, 0
+        moved = self._attempt(lambda engine: engine.moved())
+        if self._engine is not None and (problem := self._engine.problem()):
+            self._give_up(problem)
+        return self._add(moved or (0, 0))
+
+    def _add(self, moved: tuple[int, int]) -> tuple[int, int]:
+        self._flow.meter.up += moved[0]
+        self._flow.meter.down += moved[1]
+        return moved
 
     def close(self, flow: Flow) -> None:
         """Count for the last time, and stop."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
         try:
-            self.count(flow)
+            self._add(engine.moved())
         finally:
-            self._engine.close()
+            engine.close()
+
+
+def _set_option(sock: socket.socket, level: int, option: int, value: int) -> None:
+    with suppress(OSError):  # it is closed, or of another family
+        sock.setsockopt(level, option, value)
+
+
+def _sockaddr(sock: socket.socket, peer: Endpoint) -> tuple[Any, ...]:
+    """Return an address as a socket takes it that was heard from there."""
+    host, _, zone = peer.host.partition("%")
+    if sock.family == socket.AF_INET:
+        return host, peer.port
+    return host if ":" in host else f"::ffff:{host}", peer.port, 0, int(zone or 0)
 
 
 def start(
@@ -122,13 +246,13 @@ def start(
         except KernelError as exc:
             problem = str(exc).removeprefix(": ")
     flow.labels = {**flow.labels, "engine": "kernel" if engine is not None else "pump"}
-    if engine is None:
+    if engine is None or not isinstance(carrier, UdpSocket):
         say = log.warn if choice == "kernel" else log.info
         say(f"{device.name}: engine pump: {problem}")
         return None
-    whom = "all peers" if choice == "kernel" else "peers that have it too"
+    whom = "all peers that a network card reaches" if choice == "kernel" else "peers that have it too"
     log.info(f"{device.name}: engine kernel, for {whom}; pump for the rest")
-    return KernelPath(engine, choice == "kernel")
+    return KernelPath(engine, choice == "kernel", flow, device.name, carrier, log)
 
 
 def _problem(choice: Choice, flow: Flow, device: Packets, carrier: Datagrams, place: str) -> str:
@@ -142,8 +266,6 @@ def _problem(choice: Choice, flow: Flow, device: Packets, carrier: Datagrams, pl
         return "there are traffic limits"
     if flow.taps:
         return "the packets are recorded"
-    if carrier.local.host and ":" in carrier.local.host and carrier.local.host != "::":
-        return "packets go over IPv6"
     if _cookie(carrier.sock) != _cookie_of(place):
         return "device and socket are in different network namespaces"
     return ""

@@ -233,8 +233,9 @@ class PeerServer:
         if not all(self._authorised(address, registration.passphrase, client) for address in registration.addresses):
             self._log.info(f"registration from {client} for {names} is refused", client=str(client))
             return
-        kernel = self._kernel is not None and self._kernel.registered(registration.addresses, client)
-        self._pass_on((codec.encode_answer(client.host, kernel=kernel),), peer)
+        self._pass_on((codec.encode_answer(client.host),), peer)
+        if self._kernel is not None:
+            self._kernel.registered(registration.addresses, client)
         if self._peers.learn(registration.addresses, peer):
             self._log.info(f"{self._device.name}: {names} at {client}", client=str(client))
         if self._authenticator is not None or self._passphrase is not None:

@@ -100,9 +100,5 @@ def test_offers_are_what_gost_ignores() -> None:
     """Its server drops 20 bytes that begin so, and its client takes any for an answer."""
     assert len(codec.OFFER) == codec.HEADER
     assert codec.decode_registration(codec.OFFER) is None
-    plain, offer = codec.encode_answer("192.0.2.1"), codec.encode_answer("192.0.2.1", kernel=True)
-    assert codec.is_answer(offer)
-    assert (codec.offers_kernel(plain), codec.offers_kernel(offer)) == (False, True)
-    assert codec.decode_answer(plain) == codec.decode_answer(offer) == ip_address("192.0.2.1")
-    # An IPv6 address leaves no room, and is of no use to the engine.
-    assert codec.encode_answer("2001:db8::1", kernel=True) == codec.encode_answer("2001:db8::1")
+    assert codec.is_answer(codec.OFFER)
+    assert codec.encode_answer("192.0.2.1") != codec.OFFER

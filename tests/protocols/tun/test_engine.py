@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,6 +20,7 @@ from gostnet.core.log import Logger
 from gostnet.core.tasks import run
 from gostnet.core.udp_socket import UdpSocket, listen_udp
 from gostnet.kernel.tun_engine import TunEngine
+from gostnet.protocols.tun import codec
 from gostnet.protocols.tun import engine as module
 from gostnet.protocols.tun.engine import Choice, KernelPath, start
 from gostnet.testing.memory import datagrams_pair
@@ -24,6 +28,8 @@ from gostnet.testing.memory import datagrams_pair
 from .kit import MemoryDevice, setup
 
 ONE, TWO = Endpoint("192.0.2.1", 1000), Endpoint("192.0.2.2", 1000)
+SEVENTH = Endpoint("192.0.2.1", 7)
+UDP_NO_CHECK6_RX = 102
 ADDRESSES = [ip_address("192.168.0.2")]
 
 
@@ -34,71 +40,37 @@ class Engine:
         self.peers: dict[Endpoint, bool] = {}
         self.pending = (0, 0)
         self.closed = False
+        self.reason = ""
+        self.broken = ""
+        self.refuses: KernelError | None = None
 
-    def learn(self, addresses: Sequence[IPAddress], peer: Endpoint, *, takes: bool, source: str = "") -> bool:
-        if peer.port == 7:
+    def learn(
+        self, addresses: Sequence[IPAddress], peer: Endpoint, *, takes: bool, anyway: bool = False, source: str = ""
+    ) -> bool:
+        if self.refuses is not None:
+            raise self.refuses
+        self.reason = "it has the port 7" if peer.port == 7 else ""
+        if self.reason:
+            self.peers.pop(peer, None)
             return False
-        self.peers[peer] = takes
+        self.peers[peer] = takes or anyway
         return True
 
+    def forget(self, address: IPAddress) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+
     def moved(self) -> tuple[int, int]:
+        if self.refuses is not None:
+            raise self.refuses
         moved, self.pending = self.pending, (0, 0)
         return moved
 
+    def problem(self) -> str:
+        return self.broken
+
     def close(self) -> None:
         self.closed = True
-
-
-def path(*, always: bool = False) -> tuple[KernelPath, Engine]:
-    engine = Engine()
-    return KernelPath(cast(TunEngine, engine), always), engine
-
-
-def test_a_peer_is_sent_packets_from_the_kernel_as_long_as_it_offers_to_take_them() -> None:
-    kernel, engine = path()
-    assert kernel.registered(ADDRESSES, ONE)
-    assert engine.peers == {ONE: False}
-    for _ in range(3):
-        kernel.offered(ONE)
-        assert engine.peers == {ONE: True}
-        assert kernel.registered(ADDRESSES, ONE)
-        assert engine.peers == {ONE: True}
-    # A second registration without an offer between: somebody else, or the same one with the pump.
-    assert kernel.registered(ADDRESSES, ONE)
-    assert engine.peers == {ONE: False}
-    kernel.offered(ONE)
-    kernel.refresh()
-    assert engine.peers == {ONE: True}
-
-
-def test_offers_of_strangers_and_to_peers_that_are_not_served_mean_nothing() -> None:
-    kernel, engine = path()
-    kernel.offered(TWO)
-    assert engine.peers == {}
-    assert not kernel.registered(ADDRESSES, Endpoint("192.0.2.1", 7))
-    kernel.offered(Endpoint("192.0.2.1", 7))
-    assert engine.peers == {}
-    assert kernel.registered(ADDRESSES, TWO)
-    assert engine.peers == {TWO: False}
-
-
-def test_every_peer_takes_packets_where_that_is_said() -> None:
-    kernel, engine = path(always=True)
-    kernel.registered(ADDRESSES, ONE)
-    assert kernel.talk_to(TWO, "192.0.2.9", takes=False)
-    assert engine.peers == {ONE: True, TWO: True}
-
-
-def test_what_the_kernel_moves_is_on_the_flows_meter_to_the_last() -> None:
-    kernel, engine = path()
-    flow = Flow()
-    flow.meter.up = 5
-    engine.pending = (10, 20)
-    assert kernel.count(flow) == (10, 20)
-    engine.pending = (1, 2)
-    kernel.close(flow)
-    assert (flow.meter.up, flow.meter.down) == (16, 22)
-    assert engine.closed
 
 
 class Said(Logger):
@@ -112,6 +84,179 @@ class Said(Logger):
 
     def warn(self, message: str, **_: Any) -> None:
         self.lines.append(f"warn {message}")
+
+
+@dataclass
+class Fixture:
+    """A path over an engine of ours, the socket that it has, and one that a peer has."""
+
+    kernel: KernelPath
+    engine: Engine
+    flow: Flow
+    log: Said
+    peer: socket.socket
+
+    @property
+    def address(self) -> Endpoint:
+        return Endpoint.from_sockaddr(self.peer.getsockname())
+
+    def offers(self) -> int:
+        """Return how many offers have come to the peer."""
+        count = 0
+        while True:
+            try:
+                assert self.peer.recv(100) == codec.OFFER
+            except BlockingIOError:
+                return count
+            count += 1
+
+
+@contextmanager
+def path(*, always: bool = False, host: str = "127.0.0.1", connected: bool = False) -> Iterator[Fixture]:
+    engine, flow, log = Engine(), Flow("", ANY), Said()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as ours, socket.socket(family, socket.SOCK_DGRAM) as peer:
+        for sock in (ours, peer):
+            sock.bind((host, 0))
+        peer.setblocking(False)
+        if family == socket.AF_INET6:
+            peer.setsockopt(socket.IPPROTO_UDP, UDP_NO_CHECK6_RX, 1)
+        if connected:
+            ours.connect(peer.getsockname())
+        carrier = cast(UdpSocket, SimpleNamespace(sock=ours))
+        kernel = KernelPath(cast(TunEngine, engine), always, flow, "tun9", carrier, log)
+        yield Fixture(kernel, engine, flow, log, peer)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_peer_is_sent_packets_from_the_kernel_as_long_as_it_offers_to_take_them(host: str) -> None:
+    with path(host=host) as it:
+        kernel, engine, one = it.kernel, it.engine, it.address
+        kernel.registered(ADDRESSES, one)
+        assert engine.peers == {one: False}
+        assert it.offers() == 0
+        for _ in range(3):
+            kernel.offered(one)
+            assert engine.peers == {one: True}
+            assert it.offers() == 1
+            kernel.registered(ADDRESSES, one)
+            assert engine.peers == {one: True}
+        # A second registration without an offer between: somebody else, or the same one with the pump.
+        kernel.registered(ADDRESSES, one)
+        assert engine.peers == {one: False}
+        kernel.offered(one)
+        kernel.refresh()
+        assert engine.peers == {one: True}
+
+
+def test_a_client_sends_from_the_kernel_as_long_as_the_server_returns_its_offers() -> None:
+    with path(connected=True) as it:
+        kernel, engine, one = it.kernel, it.engine, it.address
+        answer = codec.encode_answer("127.0.0.1")
+        assert not kernel.answered(answer)
+        assert kernel.talk_to(one, "127.0.0.1")
+        kernel.offer()
+        assert it.offers() == 1
+        assert not kernel.answered(answer)
+        assert kernel.answered(codec.OFFER)
+        assert kernel.talk_to(one, "127.0.0.1")
+        assert engine.peers == {one: True}
+        assert not kernel.answered(answer)
+        assert kernel.answered(answer)
+        assert kernel.talk_to(one, "127.0.0.1")
+        assert engine.peers == {one: False}
+
+
+def test_the_socket_sums_up_everything_but_offers() -> None:
+    with path(host="::1", connected=True) as it:
+        it.kernel.offer()
+        assert it.offers() == 1
+        it.peer.setsockopt(socket.IPPROTO_UDP, UDP_NO_CHECK6_RX, 0)
+        it.kernel.offer()
+        assert it.offers() == 0
+        it.kernel._sock.send(codec.OFFER)
+        assert it.offers() == 1
+
+
+def test_offers_of_strangers_and_to_peers_that_are_not_served_mean_nothing() -> None:
+    with path() as it:
+        kernel, engine = it.kernel, it.engine
+        kernel.offered(TWO)
+        assert engine.peers == {}
+        kernel.registered(ADDRESSES, SEVENTH)
+        kernel.offered(SEVENTH)
+        assert engine.peers == {}
+        assert it.log.lines == [f"info tun9: engine pump for {SEVENTH}: it has the port 7"]
+        kernel.registered(ADDRESSES, TWO)
+        assert engine.peers == {TWO: False}
+
+
+def test_every_peer_takes_packets_where_that_is_said() -> None:
+    with path(always=True) as it:
+        it.kernel.registered(ADDRESSES, ONE)
+        assert it.kernel.talk_to(TWO, "192.0.2.9")
+        assert it.engine.peers == {ONE: True, TWO: True}
+
+
+def test_what_the_kernel_moves_is_on_the_flows_meter_to_the_last() -> None:
+    with path() as it:
+        it.flow.meter.up = 5
+        it.engine.pending = (10, 20)
+        assert it.kernel.count(it.flow) == (10, 20)
+        it.engine.pending = (1, 2)
+        it.kernel.close(it.flow)
+        assert (it.flow.meter.up, it.flow.meter.down) == (16, 22)
+        assert it.engine.closed
+
+
+REFUSED = KernelError("change BPF map gn_tun_routes", 1, "not permitted")
+FAILURES: dict[str, Callable[[Fixture], object]] = {
+    "registered": lambda it: it.kernel.registered(ADDRESSES, ONE),
+    "offered": lambda it: it.kernel.offered(ONE),
+    "refresh": lambda it: it.kernel.refresh(),
+    "forget": lambda it: it.kernel.forget(ADDRESSES[0]),
+    "talk_to": lambda it: it.kernel.talk_to(ONE, "192.0.2.9"),
+    "count": lambda it: it.kernel.count(it.flow),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_an_engine_that_fails_is_given_up_with_one_line(failure: str) -> None:
+    with path() as it:
+        it.flow.labels = {"engine": "kernel"}
+        it.kernel.registered(ADDRESSES, ONE)
+        it.engine.refuses = REFUSED
+        for _ in range(2):
+            FAILURES[failure](it)
+        assert it.log.lines == [f"warn tun9: engine pump from now on: {REFUSED}"]
+        assert it.engine.closed
+        assert it.flow.labels["engine"] == "pump"
+        # Nobody is told any more that packets go this way.
+        it.kernel.offer(it.address)
+        it.kernel.offered(ONE)
+        assert it.offers() == 0
+        it.kernel.close(it.flow)
+
+
+def test_an_engine_whose_program_was_taken_off_is_given_up_and_what_it_moved_counts() -> None:
+    with path() as it:
+        it.engine.pending = (3, 4)
+        it.engine.broken = "its program has been taken off the device"
+        assert it.kernel.count(it.flow) == (3, 4)
+        assert it.log.lines == ["warn tun9: engine pump from now on: its program has been taken off the device"]
+        assert it.engine.closed
+        assert it.kernel.count(it.flow) == (0, 0)
+        assert (it.flow.meter.up, it.flow.meter.down) == (3, 4)
+
+
+def test_the_log_tells_once_when_a_peer_is_left_to_the_pump_and_when_it_is_not_any_more() -> None:
+    with path() as it:
+        for _ in range(3):
+            it.kernel.registered(ADDRESSES, SEVENTH)
+        assert len(it.log.lines) == 1
+        it.kernel._tell(SEVENTH, "")
+        it.kernel._tell(SEVENTH, "")
+        assert it.log.lines[1:] == [f"info tun9: engine kernel for {SEVENTH} again"]
 
 
 def chosen(
@@ -145,6 +290,7 @@ def test_the_kernel_is_chosen_where_nothing_speaks_against_it() -> None:
     assert said == "info memory: engine kernel, for peers that have it too; pump for the rest"
     assert label == "kernel"
     assert "for all peers" in chosen("kernel")[1]
+    assert chosen(host="::1")[0] is not None
 
 
 @pytest.mark.usefixtures("able")
@@ -158,7 +304,6 @@ def test_each_reason_for_the_pump_is_said() -> None:
         "chosen": chosen("pump"),
         "there are traffic limits": chosen(flow=limited),
         "the packets are recorded": chosen(flow=recorded),
-        "packets go over IPv6": chosen(host="::1"),
         "a router chooses among peers": chosen(device=routed),
         "packets go through a chain": chosen(carrier=datagrams_pair()[0]),
     }
@@ -166,7 +311,7 @@ def test_each_reason_for_the_pump_is_said() -> None:
         assert kernel is None
         assert said == f"info memory: engine pump: {reason}"
         assert label == "pump"
-    assert chosen("kernel", host="::1")[1].startswith("warn ")
+    assert chosen("kernel", flow=limited)[1].startswith("warn ")
 
 
 def test_why_the_kernel_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
