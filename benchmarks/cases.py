@@ -14,6 +14,7 @@ class Group(Enum):
     """A way to use a proxy; a contender is started once per group and round."""
 
     SOCKS5 = "socks5"
+    POLICIES = "policies"
     RED = "red"
     TLS = "tls"
     UDP = "udp"
@@ -84,6 +85,12 @@ CASES: tuple[Case, ...] = (
     Case(Group.SOCKS5, "exchange", Load("exchange", streams=32), "SOCKS5, 100 B and back, 32 open"),
     Case(Group.SOCKS5, "latency", Load("exchange"), "SOCKS5, 100 B and back, 1 open"),
     Case(Group.SOCKS5, "idle", Load("idle", streams=2000), "SOCKS5, memory of an idle connection"),
+    Case(
+        Group.POLICIES,
+        "short",
+        Load("short", streams=32),
+        "SOCKS5 with admission, user, bypass, statistics and a log line, short connections",
+    ),
     _bulk(Group.RED, 1, "REDIRECT"),
     _bulk(Group.RED, 50, "REDIRECT"),
     Case(Group.RED, "short", Load("short", streams=32), "REDIRECT, short connections, 32 at a time"),

@@ -62,6 +62,7 @@ class Setup:
 
     target: str = ORIGIN
     socks: str = ""
+    login: str = ""
     programs: tuple[Program, ...] = ()
     prepare: tuple[Command, ...] = ()
     undo: tuple[Command, ...] = ()
@@ -213,6 +214,27 @@ def _gost_socks5(binary: str, directory: Path) -> Setup:
     config = _gost_config(directory, "socks5.json", [_service({"type": "socks5"}, {"type": "tcp"})])
     program = Program((*_command(binary), "-C", config), port=PORT)
     return Setup(socks=f"{GATEWAY}:{PORT}", programs=(program,))
+
+
+def _gost_policies(binary: str, directory: Path) -> Setup:
+    """What a proxy for users has: who may connect, who they are, where they may not go, and what is noted of it."""
+    user, password = "user", "a password"
+    service = _service(
+        {"type": "socks5", "auther": "users"},
+        {"type": "tcp"},
+        admission="lan",
+        bypass="inside",
+        metadata={"enableStats": True},
+    )
+    content = {
+        "log": {"level": "info", "format": "json", "output": str(directory / "log")},
+        "services": [service],
+        "authers": [{"name": "users", "auths": [{"username": user, "password": password}]}],
+        "admissions": [{"name": "lan", "whitelist": True, "matchers": ["127.0.0.0/8", "10.0.0.0/8"]}],
+        "bypasses": [{"name": "inside", "matchers": ["192.168.0.0/16", "*.internal.example"]}],
+    }
+    program = Program((*_command(binary), "-C", _json(directory, "policies.json", content)), port=PORT)
+    return Setup(socks=f"{GATEWAY}:{PORT}", login=f"{user}:{password}", programs=(program,))
 
 
 def _gost_red(binary: str, directory: Path) -> Setup:
@@ -446,6 +468,7 @@ def _wireguard_go(binary: str, directory: Path) -> Setup:
 
 _GOST_GROUPS = {
     Group.SOCKS5: _gost_socks5,
+    Group.POLICIES: _gost_policies,
     Group.RED: _gost_red,
     Group.TLS: _gost_tls,
     Group.UDP: _gost_udp,

@@ -187,7 +187,7 @@ def _await_path(net: Network, setup: Setup) -> None:
 
 
 def _measure(net: Network, generator: str, case: Case, setup: Setup, measured: list[Process], seconds: float) -> Sample:
-    words = [generator, *case.load.arguments(setup.target, setup.socks, seconds, _WARM)]
+    words = [generator, *case.load.arguments(setup.target, setup.socks, seconds, _WARM, setup.login)]
     pids = [process.pid for process in measured]
     if case.unit is Unit.MEMORY:
         sample = _idle(net, words, pids)

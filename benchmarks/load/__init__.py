@@ -46,8 +46,15 @@ class Load:
     size: int = 100
     window: int = 32
 
-    def arguments(self, target: str, socks: str, seconds: float, warm: float) -> list[str]:
-        """Return the program's arguments for a run against `target`, through a SOCKS5 proxy if given."""
+    def arguments(self, target: str, socks: str, seconds: float, warm: float, login: str = "") -> list[str]:
+        """Return the program's arguments for a run against `target`, through a SOCKS5 proxy if given.
+
+        `login` is the proxy's USER:PASSWORD, "" where it asks for none.
+        """
         options = {"streams": self.streams, "size": self.size, "window": self.window, "seconds": seconds, "warm": warm}
         words = [self.mode, target, *(f"{name}={value}" for name, value in options.items())]
-        return [*words, f"socks={socks}"] if socks else words
+        if socks:
+            words.append(f"socks={socks}")
+        if login:
+            words.append(f"login={login}")
+        return words

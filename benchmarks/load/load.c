@@ -9,7 +9,8 @@
  * MODE is download or upload (`streams` connections), short (`streams` at a time: connect, 100 bytes and back, close),
  * exchange (`streams` open: `size` bytes and back, again and again), idle (`streams` connections with one exchange
  * each, held until a signal ends them), udp (`streams` flows keep `window` datagrams of `size` bytes on their way).
- * Addresses are a.b.c.d:port. Options: socks=ADDRESS (a SOCKS5 proxy), streams, size, window, seconds, warm.
+ * Addresses are a.b.c.d:port. Options: socks=ADDRESS (a SOCKS5 proxy), login=USER:PASSWORD (for it), streams, size,
+ * window, seconds, warm.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -225,6 +226,8 @@ static const char *const MODES[] = {"download", "upload", "short", "exchange", "
 static enum mode mode;
 static struct sockaddr_in target, proxy;
 static bool socks;
+static char login[513]; /* version 1 | length | user | length | password (RFC 1929), nothing without credentials */
+static size_t login_size;
 static int streams = 1, window = 32;
 static size_t size = 100;
 static double seconds = 1, warm = 0.4;
@@ -261,7 +264,7 @@ static void report(void)
 
 struct stream {
     int fd;
-    enum { CONNECTING, METHOD, REPLY, RUNNING } state;
+    enum { CONNECTING, METHOD, STATUS, REPLY, RUNNING } state;
     size_t got;
     double since;
 };
@@ -328,15 +331,22 @@ static bool step(struct stream *stream)
             begin(stream);
             return true;
         }
-        send(stream->fd, "\5\1\0", 3, MSG_NOSIGNAL);
+        send(stream->fd, login_size ? "\5\1\2" : "\5\1\0", 3, MSG_NOSIGNAL);
         stream->state = METHOD;
         watch(stream->fd, stream, EPOLLIN, EPOLL_CTL_MOD);
         return true;
     }
-    case METHOD: {
-        char request[10] = {5, 1, 0, 1}, method[2];
-        if (recv(stream->fd, method, 2, 0) != 2 || method[1])
+    case METHOD:
+    case STATUS: {
+        char request[10] = {5, 1, 0, 1}, answer[2];
+        bool asked = stream->state == METHOD && login_size;
+        if (recv(stream->fd, answer, 2, 0) != 2 || answer[1] != (asked ? 2 : 0))
             return false;
+        if (asked) {
+            send(stream->fd, login, login_size, MSG_NOSIGNAL);
+            stream->state = STATUS;
+            return true;
+        }
         memcpy(request + 4, &target.sin_addr, 4);
         memcpy(request + 8, &target.sin_port, 2);
         send(stream->fd, request, 10, MSG_NOSIGNAL);
@@ -490,6 +500,17 @@ static void read_option(const char *option)
     if (!strncmp(option, "socks", length)) {
         socks = true;
         proxy = parse(value);
+    } else if (!strncmp(option, "login", length)) {
+        const char *colon = strchr(value, ':');
+        size_t user = colon ? (size_t)(colon - value) : 0, password = colon ? strlen(colon + 1) : 0;
+        if (!colon || user > 255 || password > 255)
+            die(option);
+        login_size = 3 + user + password;
+        login[0] = 1;
+        login[1] = (char)user;
+        memcpy(login + 2, value, user);
+        login[2 + user] = (char)password;
+        memcpy(login + 3 + user, colon + 1, password);
     } else if (!strncmp(option, "streams", length)) {
         streams = atoi(value);
     } else if (!strncmp(option, "seconds", length)) {

@@ -11,9 +11,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from queue import SimpleQueue
 from typing import Any
 
 TRACE, DEBUG, INFO, WARN, ERROR, FATAL = 0, 10, 20, 30, 40, 50
@@ -21,51 +21,97 @@ LEVELS = {"trace": TRACE, "debug": DEBUG, "info": INFO, "warn": WARN, "error": E
 _NAMES = {number: name for name, number in LEVELS.items()}
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
+_quote = json.encoder.encode_basestring
 
 
 class Sink:
-    """Where lines go: a file descriptor, written in gathered batches by one thread."""
+    """Where lines go: a file descriptor, written in gathered batches by one thread.
+
+    A line that comes alone is written at once. While lines keep coming the thread gathers for LINGER in between, since
+    being woken for each of them would cost more than the line itself. Who reads too slowly loses lines beyond MOST, and
+    is told how many.
+    """
+
+    LINGER = 0.01
+    """Seconds."""
+    MOST = 65536
+    """Lines that wait."""
 
     def __init__(self, fd: int, *, close: bool = False, turn: AbstractContextManager[object] | None = None) -> None:
         """`turn` is held while a batch is written: who else writes there waits, so that no lines mix."""
         self._fd = fd
         self._turn = turn or nullcontext()
         self._close = close
-        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._lines: deque[bytes] = deque()
+        self._dropped = 0
+        self._asleep = False
+        self._closing = False
+        self._bell = threading.Lock()
+        self._bell.acquire()
         self._thread: threading.Thread | None = None
 
     def write(self, line: bytes) -> None:
         """Queue one line, newline included."""
-        if self._thread is None:
+        if len(self._lines) >= self.MOST:
+            self._dropped += 1
+            return
+        self._lines.append(line)
+        if self._asleep:
+            self._wake()
+        elif self._thread is None:
             self._thread = threading.Thread(target=self._run, name="log", daemon=True)
             self._thread.start()
-        self._queue.put(line)
 
     def close(self) -> None:
         """Write what is queued and end the thread."""
         if self._thread is not None:
-            self._queue.put(None)
+            self._closing = True
+            self._wake()
             self._thread.join(2.0)
             self._thread = None
+            self._closing = False
         if self._close:
             os.close(self._fd)
             self._close = False
 
+    def _wake(self) -> None:
+        self._asleep = False
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # it rings already
+
     def _run(self) -> None:
-        queue = self._queue
+        lines, bell = self._lines, self._bell
         while True:
-            batch = [queue.get()]
-            while not queue.empty() and len(batch) < 256:
-                batch.append(queue.get())
-            data = b"".join(line for line in batch if line is not None)
-            try:
-                with self._turn:
-                    while data:
-                        data = data[os.write(self._fd, data) :]
-            except OSError:
-                pass  # a closed terminal must not end the daemon
-            if None in batch:
-                return
+            if not lines:
+                if self._closing:
+                    return
+                self._asleep = True
+                if not (lines or self._closing):  # what came before this moment found nobody asleep
+                    bell.acquire()
+                self._asleep = False
+                continue
+            batch = [lines.popleft() for _ in range(len(lines))]
+            if self._dropped:
+                batch.append(_told_of_loss(self._dropped))
+                self._dropped = 0
+            self._write(b"".join(batch))
+            if not self._closing:
+                bell.acquire(timeout=self.LINGER)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            with self._turn:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+        except OSError:
+            pass  # a closed terminal must not end the daemon
+
+
+def _told_of_loss(count: int) -> bytes:
+    message = f"{count} lines of the log are lost: nobody has read it fast enough"
+    return f'{{"time":"{_now()}","level":"warn","msg":"{message}"}}\n'.encode()
 
 
 class NullSink(Sink):
@@ -109,8 +155,7 @@ class Logger:
         self.level = level
         self.fields = dict(fields or {})
         self._text = text
-        encoded = _encode(self.fields)
-        self._prefix = encoded[1:-1]
+        self._prefix = "".join(_pairs(self.fields))
 
     def bind(self, **fields: Any) -> Logger:
         """Return a logger that adds `fields` to each record."""
@@ -151,13 +196,21 @@ class Logger:
             pairs = "".join(f" {key}={_word(value)}" for key, value in {**self.fields, **fields}.items())
             line = f"time={stamp} level={level} msg={_word(message)}{pairs}\n"
         else:
-            line = f'{{"time":"{stamp}","level":"{level}","msg":{_encode(message)}'
-            if self._prefix:
-                line += "," + self._prefix
-            if fields:
-                line += "," + _encode(fields)[1:-1]
-            line += "}\n"
+            head = f'{{"time":"{stamp}","level":"{level}","msg":{_quote(message)}{self._prefix}'
+            line = "".join([head, *_pairs(fields), "}\n"])
         self.sink.write(line.encode("utf-8", "backslashreplace"))
+
+
+def _pairs(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yield `,"key":value` for each; what most values are does not need the encoder, which is made anew per call."""
+    for key, value in fields.items():
+        kind = type(value)
+        if kind is str:
+            yield f',"{key}":{_quote(value)}'
+        elif kind is int:
+            yield f',"{key}":{value}'
+        else:
+            yield f',"{key}":{_encode(value)}'
 
 
 def _word(value: Any) -> str:
