@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
@@ -59,9 +59,10 @@ class Packets(Closable):
     vnet_header  every buffer begins with a virtio_net_hdr of 10 bytes
     carrier      the datagram socket at the service's address, by which peers reach it; it belongs to the listener.
                  None where the service has a target of its own
+    on_closed    called when we close it, for who waits for something else meanwhile; whoever serves the device sets it
     """
 
-    __slots__ = ("carrier", "medium", "mtu", "name", "setup", "vnet_header")
+    __slots__ = ("carrier", "medium", "mtu", "name", "on_closed", "setup", "vnet_header")
 
     def __init__(
         self,
@@ -79,6 +80,11 @@ class Packets(Closable):
         self.setup = setup
         self.carrier = carrier
         self.vnet_header = vnet_header
+        self.on_closed: Callable[[], object] | None = None
+
+    def _tell_closed(self) -> None:
+        if self.on_closed is not None:
+            self.on_closed()
 
     @property
     @abstractmethod

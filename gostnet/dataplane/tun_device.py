@@ -309,3 +309,4 @@ class TunDevice(Packets):
             self.readiness.release()
             if self._on_close is not None:
                 self._on_close()
+            self._tell_closed()

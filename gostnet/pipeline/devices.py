@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.datagrams import Datagrams
 from ..core.errors import GostnetError
@@ -19,6 +19,8 @@ from ..core.tasks import Scope
 from ..dataplane.shaper import grant
 from .forwarding import Dial, reach_target
 from .handler import HandlerContext
+
+T = TypeVar("T")
 
 RECONNECT = (1.0,)
 """Seconds before a server is dialled again."""
@@ -47,7 +49,9 @@ async def as_client(
         failures += 1
         problem = "the server closed"
         try:
-            upstream = await reach_target(flow, context, dial)
+            upstream = await _unless_closed(device, reach_target(flow, context, dial))
+            if upstream is None:
+                return
             try:
                 flow.connected = True
                 failures = 1
@@ -60,7 +64,23 @@ async def as_client(
             problem = str(exc)
         if not device.closed:
             log.warn(f"{device.name}: {problem}; dialling again in {pause:g}s", sid=flow.sid)
-            await asyncio.sleep(pause)
+            await _unless_closed(device, asyncio.sleep(pause))
+
+
+async def _unless_closed(device: Packets, work: Awaitable[T]) -> T | None:
+    """Return what comes of `work`, None if it is left because the device is closed, which nobody else here notices."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as limit:
+            device.on_closed = lambda: limit.reschedule(loop.time())
+            try:
+                return await work
+            finally:
+                device.on_closed = None
+    except TimeoutError:
+        if not device.closed:
+            raise
+        return None
 
 
 async def first_ended(*works: Coroutine[Any, Any, None]) -> None:

@@ -1,7 +1,7 @@
-"""Streams and datagrams in memory, with faults on request: what the tests of codecs and layers run on.
+"""Streams, datagrams and devices in memory, with faults on request: what the tests of codecs and layers run on.
 
-They keep the contracts of `core.stream` and `core.datagrams` to the letter, back-pressure and half-close included,
-and need no socket. Both ends of a pair belong to one event loop.
+They keep the contracts of `core.stream`, `core.datagrams` and `core.packets` to the letter, back-pressure and
+half-close included, and need no socket. Both ends of a pair belong to one event loop.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import MAX_UDP_PAYLOAD, Datagram, Datagrams
 from gostnet.core.errors import ConnError
+from gostnet.core.packets import NO_SETUP, Medium, Packets, Setup
 from gostnet.core.stream import CHUNK, Buffer, Stream
 
 LEFT = Endpoint("192.0.2.1", 40001)
@@ -338,3 +339,73 @@ def datagrams_pair(
         MemoryDatagrams(to_left, to_right, addresses[0], max_payload, fate),
         MemoryDatagrams(to_right, to_left, addresses[1], max_payload, fate),
     )
+
+
+# ---- devices --------------------------------------------------------------------------------------------------------
+class MemoryDevice(Packets):
+    """A device whose kernel is the test: `put` routes a packet into it, `taken` is what came out towards the kernel.
+
+    gone   somebody else has deleted it
+    """
+
+    def __init__(self, setup: Setup = NO_SETUP, medium: Medium = Medium.IP) -> None:
+        super().__init__("memory", 1420, medium, setup=setup)
+        self._in: asyncio.Queue[bytes] = asyncio.Queue()
+        self._out: asyncio.Queue[bytes] = asyncio.Queue()
+        self._closed = self._given = False
+        self.gone = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def check(self) -> None:
+        if self.gone:
+            raise ConnError("device memory is gone")
+
+    async def receive(self) -> Sequence[Buffer]:
+        if self._given:
+            self._in.task_done()
+        self._given = False
+        packet = await self._in.get()
+        self._given = True
+        self.check()
+        return [packet] if packet else []
+
+    async def send(self, batch: Sequence[Buffer]) -> None:
+        self.check()
+        for packet in batch:
+            self._out.put_nowait(bytes(packet))
+
+    async def aclose(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._in.put_nowait(b"")
+            self._tell_closed()
+
+    def delete(self) -> None:
+        """Let somebody else delete the device."""
+        self.gone = True
+        self._in.put_nowait(b"")
+
+    def put(self, packet: bytes) -> None:
+        """Let the kernel route a packet into the device."""
+        self._in.put_nowait(packet)
+
+    async def handled(self, patience: float = 10.0) -> None:
+        """Wait until everything that was put has been sent on, or dropped. Raise TimeoutError."""
+        async with asyncio.timeout(patience):
+            await self._in.join()
+
+    async def taken(self, patience: float = 10.0) -> bytes:
+        """Return the next packet that came out. Raise TimeoutError."""
+        async with asyncio.timeout(patience):
+            return await self._out.get()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the kernel has got nothing that was not taken."""
+        return self._out.empty()

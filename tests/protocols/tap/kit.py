@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from gostnet.core.address import ANY, Endpoint
-from gostnet.core.errors import ConnError
 from gostnet.core.flow import Flow
 from gostnet.core.options import Secret
-from gostnet.core.packets import Medium, Packets
-from gostnet.core.stream import Buffer
 from gostnet.core.tasks import Scope
 from gostnet.core.udp_socket import UdpSocket, listen_udp
 from gostnet.pipeline.handler import HandlerContext
@@ -20,8 +17,9 @@ from gostnet.pipeline.hop import Hop
 from gostnet.pipeline.node import Marker, Node
 from gostnet.pipeline.transport import StreamDialer, Transport
 from gostnet.protocols.tap.handler import TapHandler
+from gostnet.testing.memory import MemoryDevice
 
-from ..vectors import PATIENCE, UdpPeer, router
+from ..vectors import UdpPeer, router
 
 BROADCAST = b"\xff" * 6
 MULTICAST = bytes.fromhex("333300000001")
@@ -35,60 +33,6 @@ def mac(number: int) -> bytes:
 def frame(source: bytes, destination: bytes, payload: bytes = b"payload") -> bytes:
     """Return a frame of an experimental type (IEEE 802)."""
     return destination + source + b"\x88\xb5" + payload
-
-
-class MemoryDevice(Packets):
-    """A device whose kernel is the test: `put` sends a frame into it, `taken` is what came out towards the kernel."""
-
-    def __init__(self) -> None:
-        super().__init__("memory", 1420, Medium.ETHERNET)
-        self._in: asyncio.Queue[bytes] = asyncio.Queue()
-        self._out: asyncio.Queue[bytes] = asyncio.Queue()
-        self._closed = False
-        self.gone = False
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def check(self) -> None:
-        if self.gone:
-            raise ConnError("device memory is gone")
-
-    async def receive(self) -> Sequence[Buffer]:
-        data = await self._in.get()
-        self.check()
-        return [data] if data else []
-
-    async def send(self, batch: Sequence[Buffer]) -> None:
-        self.check()
-        for data in batch:
-            self._out.put_nowait(bytes(data))
-
-    async def aclose(self) -> None:
-        self.abort()
-
-    def abort(self) -> None:
-        self._closed = True
-        self._in.put_nowait(b"")
-
-    def delete(self) -> None:
-        """Let somebody else delete the device."""
-        self.gone = True
-        self._in.put_nowait(b"")
-
-    def put(self, data: bytes) -> None:
-        self._in.put_nowait(data)
-
-    async def taken(self) -> bytes:
-        """Return the next frame that came out. Raise TimeoutError."""
-        async with asyncio.timeout(PATIENCE):
-            return await self._out.get()
-
-    @property
-    def untouched(self) -> bool:
-        """Whether the kernel has got nothing that was not taken."""
-        return self._out.empty()
 
 
 def handler(username: str = "", password: str = "", hop: Hop | None = None, **options: Any) -> TapHandler:

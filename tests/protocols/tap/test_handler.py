@@ -9,12 +9,14 @@ import pytest
 
 from gostnet.core.address import Endpoint
 from gostnet.core.errors import ConnError
+from gostnet.core.packets import Medium
 from gostnet.core.tasks import run
 from gostnet.protocols.tap import codec
 from gostnet.protocols.tap import handler as handler_module
+from gostnet.testing.memory import MemoryDevice
 
 from ..vectors import VECTORS, UdpPeer
-from .kit import BROADCAST, MULTICAST, MemoryDevice, client, drain, frame, handler, introduced, mac, nothing, server
+from .kit import BROADCAST, MULTICAST, client, drain, frame, handler, introduced, mac, nothing, server
 
 CIPHER = ("AEAD_AES_128_GCM", "pw")
 
@@ -23,7 +25,7 @@ CIPHER = ("AEAD_AES_128_GCM", "pw")
 @pytest.mark.parametrize("everybody", [BROADCAST, MULTICAST], ids=["broadcast", "multicast"])
 def test_frames_for_everybody_reach_all_but_the_sender(everybody: bytes) -> None:
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         async with server(device) as address:
             with UdpPeer() as one, UdpPeer() as two, UdpPeer() as three:
                 for number, peer in enumerate((one, two, three), 1):
@@ -46,7 +48,7 @@ def test_frames_for_everybody_reach_all_but_the_sender(everybody: bytes) -> None
 
 def test_frames_for_one_reach_that_one() -> None:
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         async with server(device) as address:
             with UdpPeer() as one, UdpPeer() as two:
                 await introduced(one, address, device, mac(1))
@@ -69,7 +71,7 @@ def test_frames_for_one_reach_that_one() -> None:
 
 def test_frames_for_who_is_not_known_go_everywhere() -> None:
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         async with server(device) as address:
             with UdpPeer() as one, UdpPeer() as two:
                 await introduced(one, address, device, mac(1))
@@ -86,7 +88,7 @@ def test_frames_for_who_is_not_known_go_everywhere() -> None:
 
 def test_an_address_that_moves_is_followed() -> None:
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         async with server(device) as address:
             with UdpPeer() as before, UdpPeer() as after:
                 await introduced(before, address, device, mac(1))
@@ -101,7 +103,7 @@ def test_an_address_that_moves_is_followed() -> None:
 
 def test_rubbish_and_impossible_sources_do_no_harm() -> None:
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         async with server(device) as address:
             with UdpPeer() as peer:
                 for data in (b"", b"x", frame(mac(1), mac(2))[:13], frame(BROADCAST, mac(2)), b"GOST" + bytes(30)):
@@ -116,7 +118,7 @@ def test_rubbish_and_impossible_sources_do_no_harm() -> None:
 
 def test_a_frame_to_ones_own_peer_is_not_sent_back_but_a_loop_test_is() -> None:
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         async with server(device) as address:
             with UdpPeer() as peer:
                 await introduced(peer, address, device, mac(1))
@@ -133,7 +135,7 @@ def test_a_frame_to_ones_own_peer_is_not_sent_back_but_a_loop_test_is() -> None:
 # ---- ciphers ----------------------------------------------------------------------------------------
 def test_only_who_has_the_key_is_heard() -> None:
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         key = codec.cipher_of(*CIPHER, "", "")
         assert key is not None
         async with server(device, handler(*CIPHER)) as address:
@@ -162,7 +164,7 @@ def test_the_recorded_dialogue(name: str, role: str) -> None:
         return data if key is None else key.open(data)
 
     async def as_server() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         async with server(device, handler(*cipher)) as address:
             with UdpPeer() as peer:
                 await peer.send(bytes.fromhex(question["hex"]), address)
@@ -171,7 +173,7 @@ def test_the_recorded_dialogue(name: str, role: str) -> None:
                 assert opened((await peer.receive())[0]) == plain[1]
 
     async def as_client() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         with UdpPeer() as peer:
             async with client(device, peer.address, *cipher):
                 device.put(plain[0])
@@ -186,7 +188,7 @@ def test_the_recorded_dialogue(name: str, role: str) -> None:
 # ---- client -----------------------------------------------------------------------------------------
 def test_client_and_server() -> None:
     async def main() -> None:
-        near, far = MemoryDevice(), MemoryDevice()
+        near, far = MemoryDevice(medium=Medium.ETHERNET), MemoryDevice(medium=Medium.ETHERNET)
         async with server(far, handler(*CIPHER)) as address, client(near, address, *CIPHER):
             for size in (1, 1500, 9000):
                 near.put(frame(mac(1), BROADCAST, bytes(size)))
@@ -199,7 +201,7 @@ def test_client_and_server() -> None:
 
 def test_a_keepalive_that_is_answered_keeps_the_session_and_is_not_for_the_device() -> None:
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         with UdpPeer() as peer:
             async with client(device, peer.address, keepalive=True, ttl=0.05):
                 test, sender = await peer.receive()
@@ -220,7 +222,7 @@ def test_a_server_that_is_silent_is_dialled_anew(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(handler_module, "RECONNECT", (0.01,))
 
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         with UdpPeer() as peer:
             async with client(device, peer.address, keepalive=True, ttl=0.02):
                 test, first = await peer.receive()
@@ -234,7 +236,7 @@ def test_a_server_that_is_silent_is_dialled_anew(monkeypatch: pytest.MonkeyPatch
 
 def test_without_a_keepalive_nothing_is_sent_that_the_kernel_has_not_sent() -> None:
     async def main() -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         with UdpPeer() as peer:
             async with client(device, peer.address):
                 device.put(frame(mac(1), BROADCAST))
@@ -246,7 +248,7 @@ def test_without_a_keepalive_nothing_is_sent_that_the_kernel_has_not_sent() -> N
 
 def test_a_device_that_is_gone_ends_it_and_a_closed_one_does_quietly() -> None:
     async def main(gone: bool) -> None:
-        device = MemoryDevice()
+        device = MemoryDevice(medium=Medium.ETHERNET)
         async with client(device, Endpoint("127.0.0.1", 9)) as task:
             if gone:
                 device.delete()

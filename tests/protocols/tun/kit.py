@@ -11,11 +11,9 @@ from typing import Any
 from gostnet.core.address import ANY, Endpoint
 from gostnet.core.contracts import Authenticator
 from gostnet.core.egress import Egress
-from gostnet.core.errors import ConnError
 from gostnet.core.flow import Flow
 from gostnet.core.options import Secret
-from gostnet.core.packets import Packets, Setup, Way
-from gostnet.core.stream import Buffer
+from gostnet.core.packets import Setup, Way
 from gostnet.core.tasks import Scope
 from gostnet.core.udp_socket import UdpSocket, listen_udp
 from gostnet.pipeline.handler import HandlerContext
@@ -23,8 +21,9 @@ from gostnet.pipeline.hop import Hop
 from gostnet.pipeline.node import Marker, Node
 from gostnet.pipeline.transport import StreamDialer, Transport
 from gostnet.protocols.tun.handler import TunHandler
+from gostnet.testing.memory import MemoryDevice
 
-from ..vectors import PATIENCE, UdpPeer, router
+from ..vectors import UdpPeer, router
 
 
 def setup(*addresses: str, ways: Sequence[tuple[str, str]] = ()) -> Setup:
@@ -33,69 +32,6 @@ def setup(*addresses: str, ways: Sequence[tuple[str, str]] = ()) -> Setup:
         tuple(ip_interface(text) for text in addresses),
         tuple(Way(ip_network(network), ip_address(gateway) if gateway else None) for network, gateway in ways),
     )
-
-
-class MemoryDevice(Packets):
-    """A device whose kernel is the test: `put` routes a packet into it, `taken` is what came out towards the kernel."""
-
-    def __init__(self, of: Setup) -> None:
-        super().__init__("memory", 1420, setup=of)
-        self._in: asyncio.Queue[bytes] = asyncio.Queue()
-        self._out: asyncio.Queue[bytes] = asyncio.Queue()
-        self._closed = self._given = False
-        self.gone = False
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def check(self) -> None:
-        if self.gone:
-            raise ConnError("device memory is gone")
-
-    async def receive(self) -> Sequence[Buffer]:
-        if self._given:
-            self._in.task_done()
-        self._given = False
-        packet = await self._in.get()
-        self._given = True
-        self.check()
-        return [packet] if packet else []
-
-    async def send(self, batch: Sequence[Buffer]) -> None:
-        self.check()
-        for packet in batch:
-            self._out.put_nowait(bytes(packet))
-
-    async def aclose(self) -> None:
-        self.abort()
-
-    def abort(self) -> None:
-        self._closed = True
-        self._in.put_nowait(b"")
-
-    def delete(self) -> None:
-        """Let somebody else delete the device."""
-        self.gone = True
-        self._in.put_nowait(b"")
-
-    def put(self, packet: bytes) -> None:
-        self._in.put_nowait(packet)
-
-    async def handled(self) -> None:
-        """Wait until everything that was put has been sent on, or dropped."""
-        async with asyncio.timeout(PATIENCE):
-            await self._in.join()
-
-    async def taken(self, patience: float = PATIENCE) -> bytes:
-        """Return the next packet that came out. Raise TimeoutError."""
-        async with asyncio.timeout(patience):
-            return await self._out.get()
-
-    @property
-    def untouched(self) -> bool:
-        """Whether the kernel has got nothing that was not taken."""
-        return self._out.empty()
 
 
 @asynccontextmanager

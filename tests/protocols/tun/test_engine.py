@@ -23,9 +23,9 @@ from gostnet.kernel.tun_engine import TunEngine
 from gostnet.protocols.tun import codec
 from gostnet.protocols.tun import engine as module
 from gostnet.protocols.tun.engine import Choice, KernelPath, start
-from gostnet.testing.memory import datagrams_pair
+from gostnet.testing.memory import MemoryDevice, datagrams_pair
 
-from .kit import MemoryDevice, setup
+from .kit import setup
 
 ONE, TWO = Endpoint("192.0.2.1", 1000), Endpoint("192.0.2.2", 1000)
 SEVENTH = Endpoint("192.0.2.1", 7)

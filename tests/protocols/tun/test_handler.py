@@ -24,9 +24,10 @@ from gostnet.protocols.tun import codec, handler
 from gostnet.protocols.tun import server as server_module
 from gostnet.protocols.tun.client import Liveness
 from gostnet.protocols.tun.handler import TunHandler
+from gostnet.testing.memory import MemoryDevice
 
 from ..vectors import PATIENCE, UdpPeer, load, replay_server, router
-from .kit import MemoryDevice, client, packet4, packet6, server, setup, silent
+from .kit import client, packet4, packet6, server, setup, silent
 
 ANSWER = codec.encode_answer("127.0.0.1")
 

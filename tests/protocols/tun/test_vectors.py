@@ -10,9 +10,10 @@ import pytest
 from gostnet.core.address import Endpoint
 from gostnet.core.tasks import run
 from gostnet.protocols.tun import codec
+from gostnet.testing.memory import MemoryDevice
 
 from ..vectors import VECTORS, UdpPeer, load
-from .kit import MemoryDevice, client, server, setup, silent
+from .kit import client, server, setup, silent
 
 OWN = "192.168.123.1/24"
 WITNESS = codec.encode_registration("userpass1", [ip_address("192.168.123.2")])
