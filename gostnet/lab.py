@@ -162,7 +162,7 @@ class _Lab:
         # 4. the user's part, or the built-in one
         if self._options.check:
             return self._check(servers, gateway, before)
-        self._introduce(resolver)
+        self._introduce(resolver, gateway)
         return self._watch(exit_daemon, gateway)
 
     # ---- what there is ----------------------------------------------------------------------
@@ -210,18 +210,24 @@ class _Lab:
             except OSError:  # nobody reads any more
                 self._stop.set()
 
-    def _introduce(self, resolver: ResolverFile) -> None:
+    def _introduce(self, resolver: ResolverFile, gateway: Process) -> None:
         holder = self._holder()
         enter = self._way_in(holder, resolver)
         how = "TPROXY" if self._options.tproxy else "REDIRECT"
         _say(
             f"gn-client 10.77.1.2 -- lan0 gn-gateway wan0 -- gn-exit -- gn-internet 10.77.3.2 {' '.join(NAMES)}\n"
             f"The gateway captures TCP by {how} and UDP by TPROXY, IPv4 and IPv6, and relays it over TLS to the exit.\n"
+            f"By the VPN between gateway and exit (vpn0, tun over UDP) the gateway reaches {INTRANET}, 10.77.4.2.\n"
+            "What else its own programs send goes into the device own0 (tungo) and through the same relay.\n"
             f"Configurations: {DIRECTORY}/gateway.yaml {DIRECTORY}/exit.yaml{' in there' if self._rootless else ''}"
         )
         if enter:
             _say("Try, in another terminal:")
             for command in _commands(enter):
+                _say(f"  {command}")
+            # In the namespaces of the gateway's daemon, where no names of the lab are known.
+            enter = enter.replace(self._network[CLIENT], self._network[GATEWAY])
+            for command in _commands_on_gateway(enter.replace(f"-t {holder.pid} ", f"-t {gateway.pid} ")):
                 _say(f"  {command}")
         else:
             _say("To enter the namespaces, install iproute2 (ip netns exec) or util-linux (nsenter).")
@@ -517,6 +523,15 @@ def _commands(enter: str) -> Iterator[str]:
     if shutil.which("dig"):
         yield f"{enter} dig +short whoami.lab TXT"
     yield f"{enter} {os.environ.get('SHELL') or '/bin/sh'}"
+
+
+def _commands_on_gateway(enter: str) -> Iterator[str]:
+    if shutil.which("ping"):
+        yield f"{enter} ping -c 3 10.77.4.2"
+    if shutil.which("curl"):
+        yield f"{enter} curl http://10.77.4.2/whoami"
+        yield f"{enter} curl http://10.77.3.2/whoami"
+    yield f"{enter} ip address" if shutil.which("ip") else f"{enter} cat /proc/net/dev"
 
 
 def _seconds(value: float) -> str:

@@ -162,6 +162,10 @@ def test_commands_that_are_shown_work_and_flows_are_shown(lab: Lab, peer: Callab
     assert output.startswith("hello: you came from")
     assert "[fd77:3::1]" in output or "10.77.3.1:" in output
     assert "hello" in run_program(shlex.split(command(process, "https://"))).output
+    assert "By the VPN between gateway and exit (vpn0, tun over UDP) the gateway reaches intra.lab" in process.output
+    assert "goes into the device own0 (tungo)" in process.output
+    assert '"10.77.4.1"' in run_program(shlex.split(command(process, "curl http://10.77.4.2/whoami"))).output
+    assert '"10.77.3.1"' in run_program(shlex.split(command(process, "curl http://10.77.3.2/whoami"))).output
     flow = process.wait_for(":80  via exit")
     assert flow.startswith("tcp ")
     assert "up " in flow
@@ -250,6 +254,7 @@ def test_commands_without_privileges_work_from_another_terminal(lab: Lab, peer: 
     words = shlex.split(command(process, "curl http://web.lab/"))
     assert "-U" in words
     assert "hello: you came from" in run_program(words).output
+    assert '"10.77.4.1"' in run_program(shlex.split(command(process, "curl http://10.77.4.2/whoami"))).output
     assert not any(netns.exists(f"gn-{role}") for role in ROLES)
     children = descendants(process, "yaml")
     process.kill()

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -55,6 +55,7 @@ class Quota:
     __slots__ = (
         "_counts_in",
         "_counts_out",
+        "_over",
         "_report",
         "_retired",
         "_told",
@@ -76,6 +77,7 @@ class Quota:
         self._report = report or (lambda _: None)
         self._retired = False
         self._told = False
+        self._over = False
         self.apply(terms)
 
     def apply(self, terms: Terms) -> None:
@@ -86,6 +88,8 @@ class Quota:
         self.terms = terms
         self._counts_in = terms.direction != "out"
         self._counts_out = terms.direction != "in"
+        self._over = False
+        self.active  # noqa: B018  # a time that is over already is told now, not to the first who comes
 
     # ---- state -----------------------------------------------------------------------------------
     @property
@@ -97,7 +101,13 @@ class Quota:
         if not (terms.starts or terms.expires):
             return True
         now = self._wall()
-        return now >= terms.starts and (not terms.expires or now < terms.expires)
+        if terms.expires and now >= terms.expires:
+            if not self._over:
+                self._over = True
+                until = datetime.fromtimestamp(terms.expires // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+                self._report(f"quota {self.name}: its time is over since {until}; it limits and counts nothing now")
+            return False
+        return now >= terms.starts
 
     @property
     def blocked(self) -> bool:

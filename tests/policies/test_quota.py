@@ -90,6 +90,22 @@ def test_q04_a_reset_lets_everybody_go_on() -> None:
     assert quota.snapshot() == {"used": 4, "limit": 10, "active": True, "blocked": False, "direction": "total"}
 
 
+def test_a_time_that_is_over_is_told_once_and_again_for_another_one() -> None:
+    wall, told = Wall(150), list[str]()
+    quota = Quota("q", Terms(10, 100 * SECOND, 200 * SECOND), wall, told.append)
+    assert quota.take(20) == 10
+    told.clear()
+    wall.now = 200 * SECOND
+    assert quota.take(20) == quota.take(20) == 20
+    assert told == ["quota q: its time is over since 1970-01-01T00:03:20Z; it limits and counts nothing now"]
+    quota.apply(Terms(10, 100 * SECOND, 300 * SECOND))
+    assert quota.take(20) == 10
+    quota.apply(Terms(10, 0, 160 * SECOND))
+    assert "over since 1970-01-01T00:02:40Z" in told[-1], "without anybody coming"
+    Quota("old", Terms(10, 0, 1), wall, told.append)
+    assert told[-1].startswith("quota old: its time is over since 1970-01-01T00:00:00Z")
+
+
 def test_q07_another_window_begins_again_and_another_limit_does_not() -> None:
     quota = Quota("q", Terms(100, 1, 0))
     grant(sides(quota).up, 60)
