@@ -82,11 +82,13 @@ class Hub:
         if self._callbacks.pop(fd, None) is not None:
             self._closed.add(fd)
 
-    def surrender(self, fd: int) -> None:
-        """Stop watching `fd`, which stays open: from now on somebody else gets its edges."""
-        if self._callbacks.pop(fd, None) is not None:
+    def surrender(self, fd: int) -> OnEvents | None:
+        """Stop watching `fd`, which stays open: from now on somebody else gets its edges. Return who has had them."""
+        on_events = self._callbacks.pop(fd, None)
+        if on_events is not None:
             self._closed.add(fd)
             self._epoll.unregister(fd)
+        return on_events
 
     def call_ready(self, callback: Callable[[], object]) -> None:
         """Run `callback` in the loop's next turn: how a pump that used up its budget yields to the others."""
@@ -94,6 +96,16 @@ class Hub:
         if not self._running_ready:
             self._running_ready = True
             self.loop.call_soon(self._run_ready)
+
+    def call_outside(self, callback: Callable[[], object]) -> None:
+        """Run `callback` now if this is a callback of the hub's and no fiber runs in it, otherwise in the next turn.
+
+        For what resumes a fiber, which can be done from neither a fiber nor a task.
+        """
+        if running.hub is self and self.fiber is None:
+            callback()
+        else:
+            self.call_ready(callback)
 
     def close(self) -> None:
         """Close the epoll set; sockets that are still registered belong to their owners."""

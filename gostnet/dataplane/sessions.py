@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import resource
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from ..core.address import Endpoint
@@ -73,7 +74,7 @@ class Session(Datagrams, Generic[K]):
         self.last = 0.0
         self._table = table
         self._answer = answer
-        self._queue: deque[Datagram] | None = None
+        self._queue: list[Datagram] | None = None
         self._gate: Gate | None = None
         self._flow: Flow | None = None
         self._upstream: UdpSocket | None = None
@@ -88,28 +89,31 @@ class Session(Datagrams, Generic[K]):
             return True
         queue = self._queue
         if queue is None:
-            queue = self._queue = deque()
-        elif len(queue) >= self._table.queue_size:
+            self._queue = [datagram]
+            self._table.has_some(self)
+            return True
+        if len(queue) >= self._table.queue_size:
             return False
         queue.append(datagram)
-        self._open()
         return True
 
-    def _open(self) -> None:
+    def wake(self) -> None:
+        """Let who waits go on."""
         gate = self._gate
         if gate is not None:
             self._gate = None
-            gate.open()
+            self._table.hub.call_outside(gate.open)
 
     async def receive(self) -> Sequence[Datagram]:
-        while not self._queue:
+        while True:
+            batch = self._queue
+            if batch is not None:
+                self._queue = None
+                return batch
             if self.ended:
                 return ()
             gate = self._gate = Gate(self._table.hub)
             await gate.wait()
-        batch = tuple(self._queue)
-        self._queue = None
-        return batch
 
     async def send(self, batch: Sequence[Datagram]) -> None:
         if self.ended:
@@ -127,7 +131,7 @@ class Session(Datagrams, Generic[K]):
         a datagram, too. `flow` takes the counts. Raise DialRefused if nobody listens at the target.
         """
         joints = self._table.joints
-        if joints is None or self.asked is None or upstream.peer is None:
+        if joints is None or self.asked is None or upstream.peer is None or self.single:
             return False
         while self._queue and not self.ended:  # what came first goes first
             batch = await self.receive()
@@ -151,7 +155,7 @@ class Session(Datagrams, Generic[K]):
             await gate.wait()
         finally:
             self._gate = None
-            self._part()
+            self._part()  # which tells the last counts
             self._flow = self._upstream = None
             if timer is not None:
                 timer[0].cancel()
@@ -160,15 +164,16 @@ class Session(Datagrams, Generic[K]):
         return True
 
     def _part(self) -> None:
-        joints = self._table.joints
-        if self._slot >= 0 and joints is not None:
-            joints.part(self._slot)
+        joints, slot = self._table.joints, self._slot
         self._slot = -1
+        if slot >= 0 and joints is not None:
+            joints.part(slot)
 
     def _idle_timer(self, idle: float, gate: Gate) -> list[asyncio.TimerHandle]:
         loop = self._table.hub.loop
 
         def look() -> None:
+            self._table.collect()
             left = self.last + idle - self._table.now()
             if left <= 0:
                 gate.open()
@@ -184,33 +189,19 @@ class Session(Datagrams, Generic[K]):
         before = self._upstream.dropped
         self._upstream.send_now(batch)
         size = sum(len(datagram.data) for datagram in batch)
-        self.went_up(len(batch), size, self._upstream.dropped - before, 0)
+        self.moved(len(batch), size, 0, 0, self._upstream.dropped - before, 0, 0)
 
-    def went_up(self, packets: int, size: int, dropped: int, error: int) -> None:
-        """Count what the joint has passed up."""
-        flow = self._flow
-        if flow is not None:
-            flow.meter.up += size
-            flow.packets += packets
-            self._table.touch(self)
-            if dropped:
-                self._table.dropped += dropped
-            if error:
-                self._note(error, flow)
-
-    def came_down(self, packets: int, size: int, dropped: int, error: int) -> None:
-        """Count what the joint has passed down."""
+    def moved(self, up: int, up_bytes: int, down: int, down_bytes: int, dropped: int, error: int, at: int) -> None:
+        """Count what the joint has passed."""
         flow = self._flow
         if flow is None:
             return
-        if packets or dropped:
-            flow.meter.down += size
-            flow.packets += packets
-            self._table.touch(self)
-            self._table.dropped += dropped
-            if self.single:
-                self.end()
-                return
+        flow.meter.up += up_bytes
+        flow.meter.down += down_bytes
+        flow.packets += up + down
+        self._table.dropped += dropped
+        if up or down or dropped:
+            self._table.touch(self, at * 1e-9 if at else 0.0)
         if error:
             self._note(error, flow)
 
@@ -219,17 +210,15 @@ class Session(Datagrams, Generic[K]):
         flow = self._flow
         if flow is not None:
             flow.meter.down += len(data)
-            flow.packets += 1
+            flow.packets += -(-len(data) // stride) if stride else 1
             self._answer((Datagram(data, self.peer, stride),))
             self._table.touch(self)
-            if self.single:
-                self.end()
 
     def _note(self, error: int, flow: Flow) -> None:
         """End a flow whose target's host says that nobody is there, if it never was: a server may be restarting."""
         if error == errno.ECONNREFUSED and not flow.meter.down:
             self.refused = True
-            self._open()
+            self.wake()
 
     # ---- the end ---------------------------------------------------------------------------------
     def end(self) -> None:
@@ -237,8 +226,8 @@ class Session(Datagrams, Generic[K]):
         if self.ended:
             return
         self.ended = True
-        self._part()
         self._table.forget(self)
+        self._part()
         gate, self._gate = self._gate, None
         if gate is not None:
             # Maybe inside the very task that waits elsewhere: the waiter goes on in the next turn.
@@ -272,6 +261,7 @@ class Sessions(Generic[K]):
         self._grain = ttl / _GRAIN
         self._table: OrderedDict[K, Session[K]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+        self._waking: list[Session[K]] | None = None
 
     def __len__(self) -> int:
         return len(self._table)
@@ -283,11 +273,29 @@ class Sessions(Generic[K]):
             self.touch(session)
         return session
 
-    def touch(self, session: Session[K]) -> None:
-        """Note that a session is in use."""
-        session.last = self.now()
+    def touch(self, session: Session[K], at: float = 0.0) -> None:
+        """Note that a session is in use, or was at a moment of the loop's time."""
+        session.last = at or self.now()
         if not session.ended:
             self._table.move_to_end(session.key)
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Inside, sessions are given what has arrived; who waits for it goes on at the end, with all of it."""
+        waking = self._waking = []
+        try:
+            yield
+        finally:
+            self._waking = None
+            for session in waking:
+                session.wake()
+
+    def has_some(self, session: Session[K]) -> None:
+        """Let who waits for a session's datagrams go on, now or at the end of the batch."""
+        if self._waking is None:
+            session.wake()
+        else:
+            self._waking.append(session)
 
     def open(self, key: K, peer: Endpoint, local: Endpoint, answer: Answer, *, single: bool = False) -> Session[K]:
         """Make the session of `key`."""
@@ -308,9 +316,17 @@ class Sessions(Generic[K]):
                 self._timer.cancel()
                 self._timer = None
 
+    def collect(self) -> None:
+        """Ask the joints which sessions have been in use."""
+        if self.joints is not None:
+            self.joints.collect()
+
     def _sweep(self) -> None:
         """End what has been idle for `ttl`: it is at the front."""
         self._timer = None
+        self.collect()
+        if self._timer is not None or not self._table:
+            return  # what has been told of has ended sessions, and begun others
         now = self.now()
         table = self._table
         for _ in range(_SWEEP):

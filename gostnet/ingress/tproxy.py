@@ -217,7 +217,7 @@ class ReduSource(Source[Session[Pair]]):
         self._readiness = Readiness(sock)
         self.address = Endpoint.from_sockaddr(sock.getsockname())
         sessions = self._sessions = _Captured(self._options.ttl if self._options.ttl > 0 else 30.0, self.sender)
-        sessions.joints = joints(sessions.hub, sock, self._deliver, CAPTURED, self.sender.descriptors)
+        sessions.joints = joints(self.readiness, self._arrived, CAPTURED, self.sender.descriptors)
 
     async def accept(self) -> Sequence[tuple[Flow, Session[Pair]]]:
         """Feed the sessions; return new flows, their targets known."""
@@ -242,13 +242,15 @@ class ReduSource(Source[Session[Pair]]):
     def _take_some(self, sock: socket.socket) -> bool:
         """Deliver what has arrived; return whether there may be more."""
         received = self._receive(sock)
-        for data, client, target in received:
-            self._deliver(client, target, data, 0)
+        self._arrived(received)
         return len(received) == BATCH
 
-    def _deliver(self, client: Endpoint, target: Endpoint, data: bytes, stride: int) -> None:
+    def _arrived(self, arrived: Sequence[tuple[Endpoint, Endpoint, bytes, int]]) -> None:
+        """Deliver a batch."""
         if self._sessions is not None:
-            self._fresh += self.take(data, client, target, stride)
+            with self._sessions.batch():
+                for client, target, data, stride in arrived:
+                    self._fresh += self.take(data, client, target, stride)
 
     def take(
         self, data: bytes, client: Endpoint, target: Endpoint, stride: int = 0
@@ -284,8 +286,8 @@ class ReduSource(Source[Session[Pair]]):
         return session
 
     @staticmethod
-    def _receive(sock: socket.socket) -> list[tuple[bytes, Endpoint, Endpoint]]:
-        """Return (data, client, original destination) of what has arrived; oddities are dropped one by one."""
+    def _receive(sock: socket.socket) -> list[tuple[Endpoint, Endpoint, bytes, int]]:
+        """Return (client, original destination, data, 0) of what has arrived; oddities are dropped one by one."""
         found = []
         for _ in range(BATCH):
             try:
@@ -298,7 +300,7 @@ class ReduSource(Source[Session[Pair]]):
                 continue
             target = original_destination(control)
             if target is not None:
-                found.append((data, Endpoint.from_sockaddr(peer), target))
+                found.append((Endpoint.from_sockaddr(peer), target, data, 0))
         return found
 
     def resources(self) -> Sequence[Resource]:

@@ -70,7 +70,7 @@ class UdpSource(Source[Session[Key]]):
             options.ttl if options.ttl > 0 else 5.0, options.read_queue_size if options.read_queue_size > 0 else 128
         )
         if not self._stateless:
-            sessions.joints = joints(sessions.hub, socket.sock, self._deliver, PINNED if socket.pinned else 0)
+            sessions.joints = joints(socket.readiness, self._arrived, PINNED if socket.pinned else 0)
         self._inlet = Inlet(socket.readiness, self._feed)
 
     async def accept(self) -> Sequence[tuple[Flow, Session[Key]]]:
@@ -92,9 +92,15 @@ class UdpSource(Source[Session[Key]]):
     def _receive(self, socket: UdpSocket) -> bool:
         """Deliver what has arrived; return whether there may be more."""
         received = socket.receive_now()
-        for datagram in received:
-            self._deliver(datagram.peer, datagram.local or ANY, datagram.data, 0)
+        self._arrived([(datagram.peer, datagram.local or ANY, datagram.data, 0) for datagram in received])
         return len(received) == BATCH
+
+    def _arrived(self, arrived: Sequence[tuple[Endpoint, Endpoint, Buffer, int]]) -> None:
+        """Deliver a batch."""
+        if self._sessions is not None:
+            with self._sessions.batch():
+                for peer, asked, data, stride in arrived:
+                    self._deliver(peer, asked, data, stride)
 
     def _deliver(self, peer: Endpoint, asked: Endpoint, data: Buffer, stride: int) -> None:
         """Give a datagram to its session, which is made if there is none."""

@@ -43,7 +43,7 @@ class Place:
         self.source = source
         self.target = target
         self.scope = Scope("test")
-        self.flows: list[Flow] = []
+        self._flows: list[Flow] = []
         self.shapers: Callable[[], Shapers | None] = lambda: None
         self.idle = 0.0
 
@@ -55,10 +55,17 @@ class Place:
     def sessions(self) -> Any:
         return self.source._sessions
 
+    @property
+    def flows(self) -> list[Flow]:
+        """The flows, with the counts of this moment."""
+        if self.sessions is not None:
+            self.sessions.collect()
+        return self._flows
+
     async def serve(self) -> None:
         while True:
             for flow, session in await self.source.accept():
-                self.flows.append(flow)
+                self._flows.append(flow)
                 self.scope.launch(self.pass_on(flow, session))
 
     async def pass_on(self, flow: Flow, session: Any) -> None:

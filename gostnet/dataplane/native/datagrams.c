@@ -1,9 +1,9 @@
 /* Joined UDP flows: the peers of one listening socket, each with a connected socket of its own.
  *
  * Python accepts a peer, finds its target and opens the connected socket; then it joins the two (gostnet_udp_join) and
- * is no longer in the way of the datagrams. There is no thread here: Python's loop calls gostnet_udp_up when the
- * listening socket has something and gostnet_udp_down when the epoll set of the table has, one batch per call, and
- * gets back what has moved, flow by flow, and those datagrams that are nobody's yet.
+ * is no longer in the way of the datagrams: a thread passes them, the mover, one for all tables of a loop. It reads a
+ * listening socket as long as one of its peers is joined; otherwise Python's loop does (gostnet_udp_up). What is nobody's
+ * yet waits in the table's queue until Python takes it (gostnet_udp_news), and so do the counts of what has moved.
  *
  * A batch is one recvmmsg, or a few of connected sockets, and as few sends as can be: what goes to one flow is sent
  * together, datagrams of one size in a row as a train that the kernel cuts (UDP_SEGMENT); trains that the kernel has
@@ -11,18 +11,27 @@
  *
  * Answers leave from the address that was asked (IP_PKTINFO), or, for captured datagrams, by a raw socket with the
  * original destination as their source.
+ *
+ * One lock guards everything; the mover holds it for a batch at a time, and who else wants it is next (`enter`). The
+ * caller's news are announced by an eventfd: at once if there is something to decide, otherwise once per look at the
+ * counts, so that nothing wakes up where nothing moves.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -44,6 +53,9 @@ enum {
     MOST_SEGMENTS = 64,    /* of one train: UDP_MAX_SEGMENTS up to Linux 6.8 */
     LARGEST_TRAIN = 65000, /* bytes: a datagram less the headers of IPv6 with some extension headers */
     RETRIES = 4,           /* of a call that told of an error of an earlier datagram */
+    WAITING = 8192,        /* datagrams of a table that wait for the caller; more are dropped, */
+    WAITING_BYTES = 8 << 20, /* and so are more bytes */
+    BUDGET = 16,           /* batches before the mover asks for events again */
 };
 
 enum { CAPTURED = 1, PINNED = 2 }; /* answers by raw sockets; answers from the address that was asked */
@@ -55,9 +67,17 @@ struct key {
     uint16_t port, local_port;
 };
 
-/* What has moved for one flow in one call; 64 bits each, so that Python reads them as a list of numbers. */
+/* What has moved for one flow in one batch. */
 struct run {
-    int64_t slot, packets, bytes, dropped, error;
+    int32_t slot;
+    int error;
+    int64_t packets, bytes, dropped;
+};
+
+/* What a flow has moved since the caller was told last; 64 bits each, so that Python reads them as a list of numbers.
+ * `at` is when something moved last, in ns of CLOCK_MONOTONIC. */
+struct count {
+    int64_t slot, up, up_bytes, down, down_bytes, dropped, error, at;
 };
 
 /* A datagram, or a train of datagrams of `stride` bytes, that is left to Python: valid until the next call. */
@@ -66,6 +86,12 @@ struct arrival {
     uint32_t size, stride;
     int64_t slot; /* of its flow on the way down, -1 on the way up */
     const void *data;
+};
+
+struct waiting {
+    struct waiting *next;
+    struct arrival arrival;
+    uint8_t data[];
 };
 
 union name {
@@ -79,11 +105,15 @@ struct flow {
     uint32_t hash;
     int32_t next;       /* in its chain of the hash table, or in the free list */
     int32_t ready_next; /* in the list of those that have something to read */
+    int32_t moved_next; /* in the list of those that have moved something */
     int upstream;       /* descriptor, Python's to close; -1 if the slot is free */
     uint32_t serial;    /* of the last batch with something of it, and its place in there: */
     int16_t run, last;
     uint16_t cuts_up, cuts_down; /* the longest datagram that may be in a train; 0: no trains */
-    bool ready, dead;
+    bool ready, dead, moved;
+    bool answered;      /* the target has: an error is news for the caller no more */
+    bool held;          /* an answer waits for the caller: what comes after it stays behind it */
+    struct count count;
 };
 
 struct message { /* beside each received header */
@@ -101,13 +131,31 @@ struct sent { /* beside each header to be sent */
 };
 
 struct table {
-    int fd, epoll, raw[2];
+    struct mover *mover;
+    uint32_t number; /* its place in the mover's list */
+    int fd, raw[2];
     bool v6, captured, pinned;
-    bool more; /* the epoll set may know of more than is in the list of those that are ready */
-    uint32_t seed, serial, buckets, count, size;
-    int32_t free, ready_first, ready_last;
+    bool watched;  /* the mover reads the listening socket */
+    bool readable; /* and has not emptied it yet */
+    uint32_t seed, buckets, count, size;
+    int32_t free, ready_first, ready_last, moved_first;
     int32_t *heads;
     struct flow *flows;
+    struct waiting *first, *last, *taken;
+    uint32_t waiting, waiting_bytes;
+    int64_t dropped;
+};
+
+struct mover {
+    pthread_t thread;
+    pthread_mutex_t lock, turn;
+    int epoll, wake, news;
+    bool running;
+    atomic_bool stopping;
+    unsigned told; /* news that the caller knows of: COUNTS, DECIDE */
+    struct table **tables;
+    uint32_t room;
+    uint32_t serial;
     uint8_t *data;
     struct mmsghdr in[BATCH], out[BATCH];
     struct iovec in_iov[BATCH], out_iov[2 * BATCH];
@@ -117,9 +165,36 @@ struct table {
     uint8_t headers[BATCH][48];
     struct message messages[BATCH];
     struct sent sent[BATCH];
-    int used;        /* received headers that need to be set up again */
+    struct run runs[BATCH];
+    int used; /* received headers that need to be set up again */
     int out_fd, pending, iovs;
 };
+
+enum { COUNTS = 1, DECIDE = 2 };
+static const uint32_t LISTENING = UINT32_MAX; /* instead of a slot */
+
+/* ---- the lock ---------------------------------------------------------------------------------------------------- */
+/* Who waits for the lock is next in turn: the mover, which takes it again and again, never keeps the caller out. */
+static void enter(struct mover *m) {
+    pthread_mutex_lock(&m->turn);
+    pthread_mutex_lock(&m->lock);
+    pthread_mutex_unlock(&m->turn);
+}
+
+static void leave(struct mover *m) { pthread_mutex_unlock(&m->lock); }
+
+static void signal_by(int fd) {
+    uint64_t one = 1;
+    (void)!write(fd, &one, sizeof one);
+}
+
+/* Tell the caller that there is news, unless it knows. */
+static void tell(struct mover *m, unsigned what) {
+    if (m->told & what)
+        return;
+    m->told |= what;
+    signal_by(m->news);
+}
 
 /* ---- the table of flows ----------------------------------------------------------------------------------------- */
 static uint32_t hash_of(const struct table *t, const struct key *key) {
@@ -169,73 +244,173 @@ static bool grow(struct table *t) {
     return true;
 }
 
+static bool set(int fd, int option, int value) { return !setsockopt(fd, IPPROTO_UDP, option, &value, sizeof value); }
+
+static void free_list(struct waiting *item) {
+    while (item) {
+        struct waiting *next = item->next;
+        free(item);
+        item = next;
+    }
+}
+
+/* Take apart all flows of a table, and forget it; the sockets stay their owners'. */
 EXPORT void gostnet_udp_close(struct table *t) {
-    if (!t)
-        return;
-    if (t->epoll >= 0)
-        close(t->epoll);
-    if (t->data && t->data != MAP_FAILED)
-        munmap(t->data, (size_t)BATCH * SLOT);
+    struct mover *m = t->mover;
+    enter(m);
+    m->tables[t->number] = NULL;
+    if (t->watched)
+        epoll_ctl(m->epoll, EPOLL_CTL_DEL, t->fd, NULL);
+    for (uint32_t i = 0; i < t->size; i++)
+        if (t->flows[i].upstream >= 0)
+            epoll_ctl(m->epoll, EPOLL_CTL_DEL, t->flows[i].upstream, NULL);
+    leave(m);
+    free_list(t->first);
+    free_list(t->taken);
     free(t->heads);
     free(t->flows);
     free(t);
 }
 
-static bool set(int fd, int option, int value) { return !setsockopt(fd, IPPROTO_UDP, option, &value, sizeof value); }
+static bool place(struct mover *m, struct table *t) {
+    uint32_t number = 0;
+    while (number < m->room && m->tables[number])
+        number++;
+    if (number == m->room) {
+        uint32_t room = m->room ? m->room * 2 : 8;
+        struct table **tables = realloc(m->tables, room * sizeof *tables);
+        if (!tables)
+            return false;
+        memset(tables + m->room, 0, (room - m->room) * sizeof *tables);
+        m->tables = tables;
+        m->room = room;
+    }
+    t->number = number;
+    m->tables[number] = t;
+    return true;
+}
 
 /* Make a table for the listening socket `fd`; raw4 and raw6 send answers to captured datagrams, -1 for none. */
-EXPORT struct table *gostnet_udp_open(int fd, int v6, int flags, int raw4, int raw6) {
+EXPORT struct table *gostnet_udp_open(struct mover *m, int fd, int v6, int flags, int raw4, int raw6) {
     struct table *t = calloc(1, sizeof *t);
     if (!t)
         return NULL;
-    t->fd = fd;
-    t->v6 = v6;
-    t->captured = flags & CAPTURED;
-    t->pinned = flags & PINNED;
+    *t = (struct table){.mover = m, .fd = fd, .v6 = v6, .captured = flags & CAPTURED, .pinned = flags & PINNED};
     t->raw[0] = raw4;
     t->raw[1] = raw6;
-    t->free = t->ready_first = t->ready_last = -1;
-    t->used = BATCH;
-    t->out_fd = -1;
+    t->free = t->ready_first = t->ready_last = t->moved_first = -1;
     if (getrandom(&t->seed, sizeof t->seed, GRND_NONBLOCK) != sizeof t->seed)
         t->seed = (uint32_t)(uintptr_t)t;
-    t->epoll = epoll_create1(EPOLL_CLOEXEC);
-    t->data = mmap(NULL, (size_t)BATCH * SLOT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (t->epoll < 0 || t->data == MAP_FAILED || !grow(t)) {
-        gostnet_udp_close(t);
+    enter(m);
+    bool placed = grow(t) && place(m, t);
+    leave(m);
+    if (!placed) {
+        free(t->heads);
+        free(t->flows);
+        free(t);
         return NULL;
     }
     set(fd, UDP_GRO, 1);
     return t;
 }
 
-/* The descriptor that is readable when gostnet_udp_down has something to do. */
-EXPORT int gostnet_udp_descriptor(struct table *t) { return t->epoll; }
-
-/* Join a peer with a connected socket; return the slot of the flow, -1 if there is no memory or no such socket. */
-EXPORT int gostnet_udp_join(struct table *t, const struct key *key, int upstream) {
-    if (find(t, key) >= 0 || (t->free < 0 && !grow(t)))
-        return -1;
-    int32_t slot = t->free;
+static void note_moved(struct table *t, int32_t slot) {
     struct flow *flow = &t->flows[slot];
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u32 = (uint32_t)slot};
-    if (epoll_ctl(t->epoll, EPOLL_CTL_ADD, upstream, &event))
-        return -1;
-    t->free = flow->next;
-    uint32_t hash = hash_of(t, key);
+    if (flow->moved)
+        return;
+    flow->moved = true;
+    flow->moved_next = t->moved_first;
+    t->moved_first = slot;
+    tell(t->mover, COUNTS);
+}
+
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* Send up what has waited for a flow that is joined at last. */
+static void send_waiting(struct table *t, struct flow *flow) {
+    struct waiting **at = &t->first, *last = NULL;
+    while (*at) {
+        struct waiting *item = *at;
+        if (item->arrival.slot >= 0 || memcmp(&item->arrival.key, &flow->key, sizeof flow->key)) {
+            last = item;
+            at = &item->next;
+            continue;
+        }
+        uint32_t size = item->arrival.size, step = item->arrival.stride ? item->arrival.stride : size, done = 0;
+        do {
+            uint32_t part = size - done < step ? size - done : step;
+            ssize_t sent = -1;
+            for (int i = 0; i < RETRIES && sent < 0; i++) {
+                sent = send(flow->upstream, item->data + done, part, MSG_DONTWAIT);
+                if (sent < 0 && errno == ECONNREFUSED)
+                    flow->count.error = ECONNREFUSED;
+                else if (sent < 0 && errno != EINTR)
+                    break;
+            }
+            if (sent >= 0) {
+                flow->count.up++;
+                flow->count.up_bytes += part;
+            } else
+                flow->count.dropped++;
+            done += part;
+        } while (done < size);
+        t->waiting--;
+        t->waiting_bytes -= size;
+        *at = item->next;
+        free(item);
+        flow->count.at = now();
+    }
+    t->last = last;
+}
+
+static bool watch(struct table *t, int fd, uint32_t what) {
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = (uint64_t)t->number << 32 | what};
+    return !epoll_ctl(t->mover->epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+/* Join a peer with a connected socket; return the slot of the flow, -1 if there is no memory or no such socket. The
+ * mover reads the listening socket from now on. */
+EXPORT int gostnet_udp_join(struct table *t, const struct key *key, int upstream) {
     uint16_t cuts = set(upstream, UDP_SEGMENT, 0) ? 65535 : 0;
     set(upstream, UDP_GRO, 1);
+    enter(t->mover);
+    int32_t slot = -1;
+    if (find(t, key) >= 0 || (t->free < 0 && !grow(t)) || (!t->watched && !watch(t, t->fd, LISTENING)))
+        goto out;
+    t->watched = true;
+    if (!watch(t, upstream, (uint32_t)t->free))
+        goto out;
+    slot = t->free;
+    struct flow *flow = &t->flows[slot];
+    bool moved = flow->moved; /* the slot's last owner has moved something and is gone: it is in the list still */
+    int32_t moved_next = flow->moved_next;
+    t->free = flow->next;
+    uint32_t hash = hash_of(t, key);
     *flow = (struct flow){
         .key = *key,
         .hash = hash,
         .next = t->heads[hash & (t->buckets - 1)],
         .ready_next = -1,
+        .moved = moved,
+        .moved_next = moved_next,
         .upstream = upstream,
         .cuts_up = cuts,
         .cuts_down = cuts,
+        .count = {.slot = slot},
     };
     t->heads[hash & (t->buckets - 1)] = slot;
     t->count++;
+    if (t->waiting) {
+        send_waiting(t, flow);
+        if (flow->count.at)
+            note_moved(t, slot);
+    }
+out:
+    leave(t->mover);
     return slot;
 }
 
@@ -245,41 +420,93 @@ static void release(struct table *t, int32_t slot) {
     t->free = slot;
 }
 
-/* Take a flow apart: its descriptor is not looked at any more. */
-EXPORT void gostnet_udp_part(struct table *t, int slot) {
+static void forget_left(struct table *t, int32_t slot) {
+    struct waiting **at = &t->first, *last = NULL;
+    while (*at) {
+        struct waiting *item = *at;
+        if (item->arrival.slot != slot) {
+            last = item;
+            at = &item->next;
+            continue;
+        }
+        t->waiting--;
+        t->waiting_bytes -= item->arrival.size;
+        *at = item->next;
+        free(item);
+    }
+    t->last = last;
+}
+
+/* Take a flow apart: its descriptor is not looked at any more. `told` is what it has moved since it was told last. After
+ * the last one the listening socket is the caller's again. */
+EXPORT void gostnet_udp_part(struct table *t, int slot, struct count *told) {
+    struct mover *m = t->mover;
+    enter(m);
     struct flow *flow = &t->flows[slot];
-    if (flow->upstream < 0)
-        return;
-    epoll_ctl(t->epoll, EPOLL_CTL_DEL, flow->upstream, NULL);
-    flow->upstream = -1;
-    int32_t *at = &t->heads[flow->hash & (t->buckets - 1)];
-    while (*at != slot)
-        at = &t->flows[*at].next;
-    *at = flow->next;
-    t->count--;
-    if (flow->ready)
-        flow->dead = true; /* its slot is free once it has left the list */
+    *told = flow->count;
+    if (flow->upstream >= 0) {
+        epoll_ctl(m->epoll, EPOLL_CTL_DEL, flow->upstream, NULL);
+        flow->upstream = -1;
+        flow->count = (struct count){.slot = slot};
+        if (flow->held)
+            forget_left(t, slot);
+        flow->held = false;
+        int32_t *at = &t->heads[flow->hash & (t->buckets - 1)];
+        while (*at != slot)
+            at = &t->flows[*at].next;
+        *at = flow->next;
+        t->count--;
+        if (flow->ready)
+            flow->dead = true; /* its slot is free once it has left the list */
+        else
+            release(t, slot);
+        if (!t->count && t->watched) {
+            epoll_ctl(m->epoll, EPOLL_CTL_DEL, t->fd, NULL);
+            t->watched = t->readable = false;
+        }
+    }
+    leave(m);
+}
+
+/* Keep a datagram for the caller; false if too many wait, so that it is dropped. */
+static bool keep(struct table *t, const struct key *key, const uint8_t *data, uint32_t size, uint32_t stride, int slot) {
+    struct waiting *item = NULL;
+    if (t->waiting < WAITING && t->waiting_bytes + size <= WAITING_BYTES)
+        item = malloc(sizeof *item + size);
+    if (!item) {
+        t->dropped++;
+        return false;
+    }
+    item->next = NULL;
+    item->arrival = (struct arrival){*key, size, stride, slot, item->data};
+    memcpy(item->data, data, size);
+    if (t->first)
+        t->last->next = item;
     else
-        release(t, slot);
+        t->first = item;
+    t->last = item;
+    t->waiting++;
+    t->waiting_bytes += size;
+    return true;
 }
 
 /* ---- in --------------------------------------------------------------------------------------------------------- */
-static int receive(struct table *t, int fd, int at, int room) {
-    for (int i = at; i < at + room; i++) {
-        t->in_iov[i] = (struct iovec){t->data + (size_t)i * SLOT, SLOT};
-        t->in[i].msg_hdr = (struct msghdr){
-            .msg_name = &t->in_names[i],
-            .msg_namelen = sizeof t->in_names[i],
-            .msg_iov = &t->in_iov[i],
+/* Receive up to `room` messages into the places from `at` on. */
+static int receive(struct mover *m, int fd, int at, int room) {
+    for (; m->used > at; m->used--) {
+        int i = m->used - 1;
+        m->in_iov[i] = (struct iovec){m->data + (size_t)i * SLOT, SLOT};
+        m->in[i].msg_hdr = (struct msghdr){
+            .msg_name = &m->in_names[i],
+            .msg_namelen = sizeof m->in_names[i],
+            .msg_iov = &m->in_iov[i],
             .msg_iovlen = 1,
-            .msg_control = t->in_control[i],
+            .msg_control = m->in_control[i],
             .msg_controllen = CONTROL,
         };
-        if (fd == t->fd && i - at >= t->used)
-            break; /* set up before and not used since */
     }
-    int count = recvmmsg(fd, t->in + at, (unsigned)room, MSG_DONTWAIT, NULL);
-    t->used = fd == t->fd ? (count > 0 ? count : 0) : BATCH;
+    int count = recvmmsg(fd, m->in + at, (unsigned)room, MSG_DONTWAIT, NULL);
+    m->used = at + (count > 0 ? count : 0);
     return count;
 }
 
@@ -302,13 +529,14 @@ static bool is_link_local(const uint8_t *address) { return address[0] == 0xfe &&
 
 /* Read size and stride of a received message, and its key, unless that is NULL; false if it has to be left alone. */
 static bool parse(struct table *t, int i, struct key *key) {
-    struct message *message = &t->messages[i];
-    struct msghdr *header = &t->in[i].msg_hdr;
-    *message = (struct message){.flow = -1, .next = -1, .size = t->in[i].msg_len};
+    struct mover *m = t->mover;
+    struct message *message = &m->messages[i];
+    struct msghdr *header = &m->in[i].msg_hdr;
+    *message = (struct message){.flow = -1, .next = -1, .size = m->in[i].msg_len};
     bool told = false;
     if (key) {
         memset(key, 0, sizeof *key);
-        const union name *name = &t->in_names[i];
+        const union name *name = &m->in_names[i];
         if (name->any.sa_family == AF_INET) {
             map4(key->peer, &name->v4.sin_addr);
             key->port = name->v4.sin_port;
@@ -361,12 +589,12 @@ static bool parse(struct table *t, int i, struct key *key) {
 static bool full(int error) { return error == EAGAIN || error == ENOBUFS || error == ENOMEM; }
 
 /* Send one datagram of a train that could not be sent as such, or one whose source is no address of ours any more. */
-static void send_alone(struct table *t, struct msghdr header, struct sent *sent, void *data, size_t size) {
+static void send_alone(struct mover *m, struct msghdr header, struct sent *sent, void *data, size_t size) {
     struct iovec iov = {data, size};
     header.msg_iov = &iov;
     header.msg_iovlen = 1;
     for (int i = 0; i < RETRIES; i++) {
-        if (sendmsg(t->out_fd, &header, MSG_DONTWAIT) >= 0) {
+        if (sendmsg(m->out_fd, &header, MSG_DONTWAIT) >= 0) {
             sent->run->packets++;
             sent->run->bytes += (int64_t)size;
             return;
@@ -384,9 +612,9 @@ static void send_alone(struct table *t, struct msghdr header, struct sent *sent,
 }
 
 /* Send what a header holds, datagram by datagram. */
-static void send_apart(struct table *t, int i) {
-    struct sent *sent = &t->sent[i];
-    struct msghdr header = t->out[i].msg_hdr;
+static void send_apart(struct mover *m, int i) {
+    struct sent *sent = &m->sent[i];
+    struct msghdr header = m->out[i].msg_hdr;
     if (sent->segment) { /* the size is what comes last in the control data */
         header.msg_controllen -= CMSG_SPACE(sizeof(uint16_t));
         if (!header.msg_controllen)
@@ -397,25 +625,29 @@ static void send_apart(struct table *t, int i) {
         size_t size = header.msg_iov[part].iov_len;
         do {
             size_t step = sent->segment && sent->segment < size ? sent->segment : size;
-            send_alone(t, header, sent, data, step);
+            send_alone(m, header, sent, data, step);
             data += step;
             size -= step;
         } while (size);
     }
 }
 
-static void drop(struct table *t, int i) {
-    t->sent[i].run->dropped += t->sent[i].packets;
+static void drop(struct mover *m, int i) {
+    m->sent[i].run->dropped += m->sent[i].packets;
 }
 
-static void flush(struct table *t) {
+static void flush(struct mover *m) {
     int retries = 0;
-    for (int at = 0; at < t->pending;) {
-        int count = sendmmsg(t->out_fd, t->out + at, (unsigned)(t->pending - at), MSG_DONTWAIT);
+    for (int at = 0; at < m->pending;) {
+        int left = m->pending - at, count;
+        if (left > 1)
+            count = sendmmsg(m->out_fd, m->out + at, (unsigned)left, MSG_DONTWAIT);
+        else /* sendmmsg would let others run before it returns */
+            count = sendmsg(m->out_fd, &m->out[at].msg_hdr, MSG_DONTWAIT) < 0 ? -1 : 1;
         if (count > 0) {
             for (; count > 0; count--, at++) {
-                t->sent[at].run->packets += t->sent[at].packets;
-                t->sent[at].run->bytes += t->sent[at].bytes;
+                m->sent[at].run->packets += m->sent[at].packets;
+                m->sent[at].run->bytes += m->sent[at].bytes;
             }
             retries = 0;
             continue;
@@ -423,60 +655,61 @@ static void flush(struct table *t) {
         int error = errno;
         if ((error == EINTR || error == ECONNREFUSED) && retries++ < RETRIES) {
             if (error == ECONNREFUSED) /* of an earlier datagram: this one is still here */
-                t->sent[at].run->error = error;
+                m->sent[at].run->error = error;
             continue;
         }
-        struct sent *sent = &t->sent[at];
+        struct sent *sent = &m->sent[at];
         if (full(error)) {
-            drop(t, at); /* as a network does that is too busy; the next one may be shorter */
+            drop(m, at); /* as a network does that is too busy; the next one may be shorter */
         } else if (sent->segment) {
             /* Longer than the way takes, or it cannot be cut there: alone they may be fragmented. */
             *sent->cuts = error == EMSGSIZE || error == EINVAL ? sent->segment - 1 : 0;
-            send_apart(t, at);
-        } else if (t->out[at].msg_hdr.msg_controllen) {
-            send_apart(t, at);
+            send_apart(m, at);
+        } else if (m->out[at].msg_hdr.msg_controllen) {
+            send_apart(m, at);
         } else
-            drop(t, at);
+            drop(m, at);
         at++;
         retries = 0;
     }
-    t->pending = t->iovs = 0;
+    m->pending = m->iovs = 0;
 }
 
 /* Begin a header towards `fd`; return its number. */
-static int begin(struct table *t, int fd, int iovs, struct run *run, uint16_t *cuts) {
-    if (t->pending == BATCH || t->iovs + iovs > 2 * BATCH || (t->pending && t->out_fd != fd))
-        flush(t);
-    t->out_fd = fd;
-    int i = t->pending++;
-    t->out[i].msg_hdr = (struct msghdr){.msg_iov = &t->out_iov[t->iovs]};
-    t->sent[i] = (struct sent){.run = run, .cuts = cuts};
+static int begin(struct mover *m, int fd, int iovs, struct run *run, uint16_t *cuts) {
+    if (m->pending == BATCH || m->iovs + iovs > 2 * BATCH || (m->pending && m->out_fd != fd))
+        flush(m);
+    m->out_fd = fd;
+    int i = m->pending++;
+    m->out[i].msg_hdr = (struct msghdr){.msg_iov = &m->out_iov[m->iovs]};
+    m->sent[i] = (struct sent){.run = run, .cuts = cuts};
     return i;
 }
 
-static void add(struct table *t, int i, const void *data, size_t size) {
-    t->out_iov[t->iovs++] = (struct iovec){(void *)data, size};
-    t->out[i].msg_hdr.msg_iovlen++;
+static void add(struct mover *m, int i, const void *data, size_t size) {
+    m->out_iov[m->iovs++] = (struct iovec){(void *)data, size};
+    m->out[i].msg_hdr.msg_iovlen++;
 }
 
-static void add_control(struct table *t, int i, int level, int type, const void *data, size_t size) {
-    struct msghdr *header = &t->out[i].msg_hdr;
-    struct cmsghdr *c = (struct cmsghdr *)(t->out_control[i] + header->msg_controllen);
+static void add_control(struct mover *m, int i, int level, int type, const void *data, size_t size) {
+    struct msghdr *header = &m->out[i].msg_hdr;
+    struct cmsghdr *c = (struct cmsghdr *)(m->out_control[i] + header->msg_controllen);
     memset(c, 0, CMSG_SPACE(size));
     c->cmsg_level = level;
     c->cmsg_type = type;
     c->cmsg_len = CMSG_LEN(size);
     memcpy(CMSG_DATA(c), data, size);
-    header->msg_control = t->out_control[i];
+    header->msg_control = m->out_control[i];
     header->msg_controllen += CMSG_SPACE(size);
 }
 
 /* Address a header to the flow's peer, from the address that the peer has asked. */
 static void address(struct table *t, int i, const struct flow *flow) {
+    struct mover *m = t->mover;
     const struct key *key = &flow->key;
-    union name *name = &t->out_names[i];
+    union name *name = &m->out_names[i];
     memset(name, 0, sizeof *name);
-    struct msghdr *header = &t->out[i].msg_hdr;
+    struct msghdr *header = &m->out[i].msg_hdr;
     header->msg_name = name;
     static const uint8_t none[16];
     bool pinned = t->pinned && memcmp(key->local, none, 16);
@@ -489,7 +722,7 @@ static void address(struct table *t, int i, const struct flow *flow) {
         if (pinned) {
             struct in6_pktinfo info = {.ipi6_ifindex = key->local_zone};
             memcpy(&info.ipi6_addr, key->local, 16);
-            add_control(t, i, IPPROTO_IPV6, IPV6_PKTINFO, &info, sizeof info);
+            add_control(m, i, IPPROTO_IPV6, IPV6_PKTINFO, &info, sizeof info);
         }
     } else {
         name->v4.sin_family = AF_INET;
@@ -499,47 +732,48 @@ static void address(struct table *t, int i, const struct flow *flow) {
         if (pinned) {
             struct in_pktinfo info = {0};
             memcpy(&info.ipi_spec_dst, key->local + 12, 4);
-            add_control(t, i, IPPROTO_IP, IP_PKTINFO, &info, sizeof info);
+            add_control(m, i, IPPROTO_IP, IP_PKTINFO, &info, sizeof info);
         }
     }
 }
 
 /* Queue a flow's messages, from `i` on, in as few headers as can be: up by its own socket, down by the listening one. */
 static void queue(struct table *t, struct flow *flow, bool up, int i, struct run *run) {
+    struct mover *m = t->mover;
     uint16_t *cuts = up ? &flow->cuts_up : &flow->cuts_down;
     while (i >= 0) {
-        struct message *message = &t->messages[i];
+        struct message *message = &m->messages[i];
         uint32_t segment = message->stride ? message->stride : message->size;
         bool train = segment && segment <= *cuts;
         if (message->stride && !train) { /* it came as a train and cannot leave as one */
             for (uint32_t at = 0; at < message->size; at += segment) {
                 uint32_t size = message->size - at < segment ? message->size - at : segment;
-                int h = begin(t, up ? flow->upstream : t->fd, 1, run, cuts);
+                int h = begin(m, up ? flow->upstream : t->fd, 1, run, cuts);
                 if (!up)
                     address(t, h, flow);
-                add(t, h, t->data + (size_t)i * SLOT + at, size);
-                t->sent[h].packets = 1;
-                t->sent[h].bytes = size;
+                add(m, h, m->data + (size_t)i * SLOT + at, size);
+                m->sent[h].packets = 1;
+                m->sent[h].bytes = size;
             }
             i = message->next;
             continue;
         }
-        int h = begin(t, up ? flow->upstream : t->fd, BATCH, run, cuts);
-        struct sent *sent = &t->sent[h];
+        int h = begin(m, up ? flow->upstream : t->fd, BATCH, run, cuts);
+        struct sent *sent = &m->sent[h];
         if (!up)
             address(t, h, flow);
-        add(t, h, t->data + (size_t)i * SLOT, message->size);
+        add(m, h, m->data + (size_t)i * SLOT, message->size);
         sent->bytes = message->size;
         sent->packets = message->stride ? (message->size + segment - 1) / segment : 1;
         uint32_t last = message->stride ? message->size % segment : 0; /* a shorter one ends a train */
         i = message->next;
         while (train && !last && i >= 0) {
-            struct message *more = &t->messages[i];
+            struct message *more = &m->messages[i];
             uint32_t packets = more->stride ? (more->size + more->stride - 1u) / more->stride : 1;
             if (!more->size || (more->stride ? more->stride != segment : more->size > segment) ||
                 sent->packets + packets > MOST_SEGMENTS || sent->bytes + more->size > LARGEST_TRAIN)
                 break;
-            add(t, h, t->data + (size_t)i * SLOT, more->size);
+            add(m, h, m->data + (size_t)i * SLOT, more->size);
             sent->bytes += more->size;
             sent->packets += packets;
             last = more->size % segment;
@@ -547,7 +781,7 @@ static void queue(struct table *t, struct flow *flow, bool up, int i, struct run
         }
         if (sent->packets > 1) {
             sent->segment = (uint16_t)segment;
-            add_control(t, h, IPPROTO_UDP, UDP_SEGMENT, &sent->segment, sizeof sent->segment);
+            add_control(m, h, IPPROTO_UDP, UDP_SEGMENT, &sent->segment, sizeof sent->segment);
         }
     }
 }
@@ -575,14 +809,15 @@ static uint16_t fold(uint64_t total) {
 
 /* Queue an answer to a captured datagram as an IP packet of our own; false if it takes more than one. */
 static bool queue_raw(struct table *t, struct flow *flow, const uint8_t *data, uint32_t size, struct run *run) {
+    struct mover *m = t->mover;
     const struct key *key = &flow->key;
     bool v4 = is_v4(key->local);
     if (v4 != is_v4(key->peer) || t->raw[!v4] < 0 || size > 1500 - 48)
         return false;
-    int h = begin(t, t->raw[!v4], 2, run, &flow->cuts_down);
-    uint8_t *header = t->headers[h], *udp = header + (v4 ? 20 : 40);
+    int h = begin(m, t->raw[!v4], 2, run, &flow->cuts_down);
+    uint8_t *header = m->headers[h], *udp = header + (v4 ? 20 : 40);
     uint16_t length = htons((uint16_t)(8 + size));
-    union name *name = &t->out_names[h];
+    union name *name = &m->out_names[h];
     memset(name, 0, sizeof *name);
     if (v4) {
         uint8_t head[20] = {0x45, [8] = 64, [9] = IPPROTO_UDP}; /* the kernel fills in length, identity and sum */
@@ -611,52 +846,75 @@ static bool queue_raw(struct table *t, struct flow *flow, const uint8_t *data, u
     uint64_t total = sum(v4 ? header + 12 : header + 8, v4 ? 8 : 32, (uint64_t)htons(IPPROTO_UDP) + length);
     uint16_t check = fold(sum(data, size, sum(udp, 8, total)));
     memcpy(udp + 6, &check, 2);
-    t->out[h].msg_hdr.msg_name = name;
-    t->out[h].msg_hdr.msg_namelen = v4 ? sizeof name->v4 : sizeof name->v6;
-    add(t, h, header, v4 ? 28 : 48);
-    add(t, h, data, size);
-    t->sent[h].packets = 1;
-    t->sent[h].bytes = size;
+    m->out[h].msg_hdr.msg_name = name;
+    m->out[h].msg_hdr.msg_namelen = v4 ? sizeof name->v4 : sizeof name->v6;
+    add(m, h, header, v4 ? 28 : 48);
+    add(m, h, data, size);
+    m->sent[h].packets = 1;
+    m->sent[h].bytes = size;
     return true;
 }
 
 /* ---- the two directions ----------------------------------------------------------------------------------------- */
-/* Receive a batch of the listening socket. Return how many there were, less than BATCH if that was all; counts[0] runs
- * are filled, and counts[1] arrivals that belong to no flow. */
-EXPORT int gostnet_udp_up(struct table *t, struct run *runs, struct arrival *arrivals, int32_t *counts) {
-    counts[0] = counts[1] = 0;
-    int count = -1;
+/* Add what a batch has moved to the flows' counts. */
+static void settle(struct table *t, int runs, bool up) {
+    struct mover *m = t->mover;
+    flush(m);
+    int64_t at = now();
+    for (int i = 0; i < runs; i++) {
+        struct run *run = &m->runs[i];
+        struct flow *flow = &t->flows[run->slot];
+        struct count *count = &flow->count;
+        if (!run->packets && !run->dropped && !run->error)
+            continue;
+        *(up ? &count->up : &count->down) += run->packets;
+        *(up ? &count->up_bytes : &count->down_bytes) += run->bytes;
+        count->dropped += run->dropped;
+        if (run->packets || run->dropped)
+            count->at = at;
+        note_moved(t, run->slot);
+        flow->answered |= !up && run->packets;
+        if (run->error && !flow->answered) {
+            count->error = run->error;
+            tell(m, DECIDE);
+        }
+    }
+}
+
+/* Pass a batch of the listening socket. Return how many there were, less than BATCH if that was all. */
+static int pass_up(struct table *t) {
+    struct mover *m = t->mover;
+    int count = -1, runs = 0;
     for (int i = 0; i < RETRIES && count < 0; i++) {
-        count = receive(t, t->fd, 0, BATCH);
+        count = receive(m, t->fd, 0, BATCH);
         if (count < 0 && errno == EAGAIN)
             return 0;
     }
     int16_t first[BATCH];
-    t->serial++;
+    m->serial++;
     for (int i = 0; i < count; i++) {
         struct key key;
         if (!parse(t, i, &key))
             continue;
-        struct message *message = &t->messages[i];
-        message->flow = find(t, &key);
+        struct message *message = &m->messages[i];
+        message->flow = t->count ? find(t, &key) : -1;
         if (message->flow < 0) {
-            arrivals[counts[1]++] = (struct arrival){
-                key, message->size, message->stride, -1, t->data + (size_t)i * SLOT};
+            keep(t, &key, m->data + (size_t)i * SLOT, message->size, message->stride, -1);
             continue;
         }
         struct flow *flow = &t->flows[message->flow];
-        if (flow->serial != t->serial) {
-            flow->serial = t->serial;
-            flow->run = (int16_t)counts[0]++;
-            runs[flow->run] = (struct run){.slot = message->flow};
+        if (flow->serial != m->serial) {
+            flow->serial = m->serial;
+            flow->run = (int16_t)runs++;
+            m->runs[flow->run] = (struct run){.slot = message->flow};
             first[flow->run] = (int16_t)i;
         } else
-            t->messages[flow->last].next = (int16_t)i;
+            m->messages[flow->last].next = (int16_t)i;
         flow->last = (int16_t)i;
     }
-    for (int run = 0; run < counts[0]; run++)
-        queue(t, &t->flows[runs[run].slot], true, first[run], &runs[run]);
-    flush(t);
+    for (int run = 0; run < runs; run++)
+        queue(t, &t->flows[m->runs[run].slot], true, first[run], &m->runs[run]);
+    settle(t, runs, true);
     return count < 0 ? 0 : count;
 }
 
@@ -670,20 +928,33 @@ static void append(struct table *t, int32_t slot) {
     t->ready_last = slot;
 }
 
-/* Receive a batch of connected sockets that have something, each its share. Return 1 if there may be more; counts[0]
- * runs are filled, and counts[1] arrivals, which are answers that take a raw packet of several fragments. */
-EXPORT int gostnet_udp_down(struct table *t, struct run *runs, struct arrival *arrivals, int32_t *counts) {
-    counts[0] = counts[1] = 0;
-    if (t->ready_first < 0) {
-        struct epoll_event events[BATCH];
-        int count = epoll_wait(t->epoll, events, BATCH, 0);
-        t->more = count == BATCH;
-        for (int i = 0; i < count; i++)
-            if (!t->flows[events[i].data.u32].ready)
-                append(t, (int32_t)events[i].data.u32);
+/* Queue the answers of a captured flow, at places `from` to `to`; what takes a raw packet of several fragments is left
+ * to the caller, and so is what comes after it. */
+static void queue_captured(struct table *t, int32_t slot, int from, int to, struct run *run) {
+    struct mover *m = t->mover;
+    struct flow *flow = &t->flows[slot];
+    for (int i = from; i < to; i++) {
+        struct message *message = &m->messages[i];
+        const uint8_t *data = m->data + (size_t)i * SLOT;
+        uint32_t step = message->stride ? message->stride : message->size, at = 0;
+        do {
+            uint32_t size = message->size - at < step ? message->size - at : step;
+            if (flow->held || !queue_raw(t, flow, data + at, size, run)) {
+                flow->held |= keep(t, &flow->key, data + at, message->size - at, message->stride, slot);
+                break;
+            }
+            at += step;
+        } while (at < message->size);
     }
-    int used = 0;
-    while (t->ready_first >= 0 && used < BATCH && counts[0] < BATCH) {
+    if (flow->held)
+        tell(m, DECIDE);
+}
+
+/* Pass a batch of connected sockets that have something, each its share. */
+static void pass_down(struct table *t) {
+    struct mover *m = t->mover;
+    int used = 0, runs = 0;
+    while (t->ready_first >= 0 && used < BATCH && runs < BATCH) {
         int32_t slot = t->ready_first;
         struct flow *flow = &t->flows[slot];
         t->ready_first = flow->ready_next;
@@ -694,11 +965,13 @@ EXPORT int gostnet_udp_down(struct table *t, struct run *runs, struct arrival *a
             release(t, slot);
             continue;
         }
-        struct run *run = &runs[counts[0]++];
+        if (flow->held)
+            continue; /* gostnet_udp_resume puts it back */
+        struct run *run = &m->runs[runs++];
         *run = (struct run){.slot = slot};
         int room = BATCH - used < SHARE ? BATCH - used : SHARE, count = -1;
         for (int i = 0; i < RETRIES && count < 0; i++) {
-            count = receive(t, flow->upstream, used, room);
+            count = receive(m, flow->upstream, used, room);
             if (count < 0 && errno == EAGAIN)
                 break;
             if (count < 0 && errno == ECONNREFUSED)
@@ -710,30 +983,194 @@ EXPORT int gostnet_udp_down(struct table *t, struct run *runs, struct arrival *a
             append(t, slot);
         for (int i = used; i < used + count; i++) {
             parse(t, i, NULL);
-            t->messages[i].next = (int16_t)(i + 1 < used + count ? i + 1 : -1);
+            m->messages[i].next = (int16_t)(i + 1 < used + count ? i + 1 : -1);
         }
-        if (!t->captured)
+        if (t->captured)
+            queue_captured(t, slot, used, used + count, run);
+        else
             queue(t, flow, false, used, run);
-        else {
-            bool behind = false; /* what comes after one that is left stays behind it */
-            for (int i = used; i < used + count; i++) {
-                struct message *message = &t->messages[i];
-                const uint8_t *data = t->data + (size_t)i * SLOT;
-                uint32_t step = message->stride ? message->stride : message->size, at = 0;
-                do {
-                    uint32_t size = message->size - at < step ? message->size - at : step;
-                    behind = behind || !queue_raw(t, flow, data + at, size, run);
-                    if (behind) {
-                        arrivals[counts[1]++] = (struct arrival){
-                            flow->key, message->size - at, message->stride, slot, data + at};
-                        break;
-                    }
-                    at += step;
-                } while (at < message->size);
-            }
-        }
         used += count;
     }
-    flush(t);
-    return t->more || t->ready_first >= 0;
+    settle(t, runs, false);
+}
+
+/* ---- the caller's side ------------------------------------------------------------------------------------------ */
+/* Pass a batch of the listening socket in the caller's thread, as long as the mover does not read it. Return 1 if there
+ * may be more; what has come waits for gostnet_udp_news. */
+EXPORT int gostnet_udp_up(struct table *t) {
+    enter(t->mover);
+    bool more = !t->watched && pass_up(t) == BATCH;
+    leave(t->mover);
+    return more;
+}
+
+/* Return which kinds of news there are in the tables; those of `heard` are announced again from now on. */
+EXPORT unsigned gostnet_udp_told(struct mover *m, unsigned heard) {
+    enter(m);
+    unsigned told = m->told;
+    m->told &= ~heard;
+    leave(m);
+    return told;
+}
+
+/* Fill in counts of flows that have moved something, arrivals, and how many there are of each, and how many arrivals have
+ * been dropped. Arrivals are valid until the next call. */
+EXPORT void gostnet_udp_news(struct table *t, struct count *counts, struct arrival *arrivals, int64_t *numbers) {
+    enter(t->mover);
+    int64_t count = 0;
+    while (t->moved_first >= 0 && count < BATCH) {
+        struct flow *flow = &t->flows[t->moved_first];
+        t->moved_first = flow->moved_next;
+        flow->moved = false;
+        if (flow->upstream < 0)
+            continue;
+        counts[count++] = flow->count;
+        flow->count = (struct count){.slot = flow->count.slot};
+    }
+    free_list(t->taken);
+    t->taken = t->first;
+    int64_t taken = 0;
+    struct waiting *last = NULL;
+    while (t->first && taken < BATCH) {
+        last = t->first;
+        arrivals[taken++] = last->arrival;
+        t->waiting--;
+        t->waiting_bytes -= last->arrival.size;
+        t->first = last->next;
+    }
+    if (last)
+        last->next = NULL;
+    else
+        t->taken = NULL;
+    numbers[0] = count;
+    numbers[1] = taken;
+    numbers[2] = t->dropped;
+    t->dropped = 0;
+    leave(t->mover);
+}
+
+/* Go on with a flow's answers: those that were left to the caller are sent. */
+EXPORT void gostnet_udp_resume(struct table *t, int slot) {
+    struct mover *m = t->mover;
+    enter(m);
+    struct flow *flow = &t->flows[slot];
+    if (flow->upstream >= 0 && flow->held) {
+        flow->held = false;
+        if (!flow->ready)
+            append(t, slot);
+        signal_by(m->wake);
+    }
+    leave(m);
+}
+
+/* ---- the mover -------------------------------------------------------------------------------------------------- */
+static void note_events(struct mover *m, const struct epoll_event *events, int count) {
+    for (int i = 0; i < count; i++) {
+        uint32_t number = (uint32_t)(events[i].data.u64 >> 32), slot = (uint32_t)events[i].data.u64;
+        uint64_t woken;
+        if (number == UINT32_MAX) {
+            (void)!read(m->wake, &woken, sizeof woken);
+            continue;
+        }
+        struct table *t = number < m->room ? m->tables[number] : NULL; /* closed meanwhile, or another one by now */
+        if (!t)
+            continue;
+        if (slot == LISTENING)
+            t->readable = t->watched;
+        else if (slot < t->size && t->flows[slot].upstream >= 0 && !t->flows[slot].ready)
+            append(t, (int32_t)slot);
+    }
+}
+
+/* Pass a batch of every table that has something; return whether there may be more. */
+static bool pass(struct mover *m) {
+    bool more = false;
+    for (uint32_t i = 0; i < m->room; i++) {
+        struct table *t = m->tables[i];
+        if (!t)
+            continue;
+        if (t->readable) {
+            t->readable = pass_up(t) == BATCH;
+            if (t->first)
+                tell(m, DECIDE);
+        }
+        if (t->ready_first >= 0)
+            pass_down(t);
+        more |= t->readable || t->ready_first >= 0;
+    }
+    return more;
+}
+
+static void *move(void *argument) {
+    struct mover *m = argument;
+    struct epoll_event events[BATCH];
+    bool more = false;
+    while (!atomic_load(&m->stopping)) {
+        int count = epoll_wait(m->epoll, events, BATCH, more ? 0 : -1);
+        enter(m);
+        note_events(m, events, count);
+        more = pass(m);
+        leave(m);
+        for (int i = 0; more && count < BATCH && i < BUDGET; i++) {
+            enter(m);
+            more = pass(m);
+            leave(m);
+        }
+        more |= count == BATCH;
+    }
+    return NULL;
+}
+
+/* End the mover, whose tables are closed. */
+EXPORT void gostnet_udp_stop(struct mover *m) {
+    if (m->running) {
+        atomic_store(&m->stopping, true);
+        signal_by(m->wake);
+        pthread_join(m->thread, NULL);
+    }
+    if (m->epoll >= 0)
+        close(m->epoll);
+    if (m->wake >= 0)
+        close(m->wake);
+    if (m->data != MAP_FAILED)
+        munmap(m->data, (size_t)BATCH * SLOT);
+    free(m->tables);
+    free(m);
+}
+
+/* Make what passes datagrams; `news` is an eventfd. Return NULL if that cannot be. */
+EXPORT struct mover *gostnet_udp_make(int news) {
+    struct mover *m = calloc(1, sizeof *m);
+    if (!m)
+        return NULL;
+    m->news = news;
+    m->used = BATCH;
+    m->out_fd = -1;
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_mutex_init(&m->turn, NULL);
+    m->epoll = epoll_create1(EPOLL_CLOEXEC);
+    m->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    m->data = mmap(NULL, (size_t)BATCH * SLOT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = (uint64_t)UINT32_MAX << 32};
+    if (m->epoll < 0 || m->wake < 0 || m->data == MAP_FAILED ||
+        epoll_ctl(m->epoll, EPOLL_CTL_ADD, m->wake, &event)) {
+        gostnet_udp_stop(m);
+        return NULL;
+    }
+    return m;
+}
+
+/* Start the thread, unless it runs; return 0, or an errno. */
+EXPORT int gostnet_udp_start(struct mover *m) {
+    if (m->running)
+        return 0;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are Python's */
+    int error = pthread_create(&m->thread, NULL, move, m);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    m->running = !error;
+    if (m->running)
+        pthread_setname_np(m->thread, "gostnet-udp");
+    return error;
 }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import os
 import socket
 import struct
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, Protocol
 
 from ...core.address import Endpoint, parse_ip
-from ...core.hub import Hub
+from ...core.hub import READABLE, Hub, OnEvents
+from ...core.sockets import Readiness
 from .library import Library, load
 
 BATCH: Final = 64
@@ -20,33 +23,129 @@ BATCH: Final = 64
 ROUNDS: Final = 8
 """Calls in one turn of the loop; then the others have theirs."""
 
+REFRESH: Final = 1.0
+"""Seconds after something has moved until the counts of running flows say so."""
+
 CAPTURED: Final = 1
 PINNED: Final = 2
 
+_COUNTS: Final = 1
+_DECIDE: Final = 2
+"""What the library announces: something has moved; somebody has to decide."""
+
 _KEY = struct.Struct("=16s16sII2s2s")
 _ARRIVAL = struct.Struct(f"={_KEY.size}sIIxxxxqq")
-_RUN = 5
-"""Numbers of `struct run`: slot, packets, bytes, dropped, error."""
+_COUNT = 8
+"""Numbers of `struct count`: slot, packets and bytes up, packets and bytes down, dropped, error, when in ns."""
+
+Arrival = tuple[Endpoint, Endpoint, bytes, int]
+"""Peer, local, data, stride; `local` is the address that was asked, or the original destination, port 0 and host ""
+where it is not told."""
 
 
 class Passenger(Protocol):
     """A joined flow, as the table sees it. The calls come from the loop."""
 
-    def went_up(self, packets: int, size: int, dropped: int, error: int) -> None:
-        """Count what has gone to the target; `error` is an errno that the connected socket has told, 0 for none."""
-
-    def came_down(self, packets: int, size: int, dropped: int, error: int) -> None:
-        """Count answers."""
+    def moved(self, up: int, up_bytes: int, down: int, down_bytes: int, dropped: int, error: int, at: int) -> None:
+        """Count datagrams, the last of them at `at` ns; `error` is an errno of the connected socket, 0 for none."""
 
     def left(self, data: bytes, stride: int) -> None:
         """Send an answer for which the library has no way, such as one in fragments."""
 
 
+class Mover:
+    """The thread of one hub, for all its tables; it ends with the last. It starts with the first flow that is joined.
+
+    broken    why it does not start, "" as long as nothing is known against it
+    """
+
+    __slots__ = ("__weakref__", "_events", "_hub", "_library", "_stop", "_tables", "_timer", "broken", "handle")
+
+    def __init__(self, hub: Hub, library: Library) -> None:
+        """Make it. Raise OSError."""
+        self._hub = hub
+        self._library = library
+        self._tables: weakref.WeakSet[Joints] = weakref.WeakSet()
+        self._timer: asyncio.TimerHandle | None = None
+        self.broken = ""
+        self._events = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.handle: int = library.udp_make(self._events)
+        if not self.handle:
+            os.close(self._events)
+            raise OSError("no memory or descriptors for joined flows")
+        # Also without `Hub.close`, and never in a fork, which has no such thread.
+        self._stop = weakref.finalize(self, _stop, library, self.handle, self._events, os.getpid())
+        hub.register(self._events, self._news)
+        hub.closing.append(self.close)
+
+    def start(self) -> bool:
+        """Start the thread unless it runs; False if it cannot be, for the reason in `broken`."""
+        if not self.broken and (error := self._library.udp_start(self.handle)):
+            self.broken = f"no thread: {os.strerror(error)}"
+        return not self.broken
+
+    def add(self, table: Joints) -> None:
+        """Tell a table of its news."""
+        self._tables.add(table)
+
+    def remove(self, table: Joints) -> None:
+        """Forget a table, which is closed."""
+        self._tables.discard(table)
+        if not self._tables:
+            self.close()
+
+    def _news(self, _: int) -> None:
+        try:
+            os.eventfd_read(self._events)
+        except BlockingIOError:
+            pass
+        told = self._library.udp_told(self.handle, _DECIDE)
+        if told & _COUNTS and self._timer is None:
+            self._timer = self._hub.loop.call_later(REFRESH, self._refresh)
+        if told & _DECIDE:
+            self._collect()
+
+    def _refresh(self) -> None:
+        """Bring the counts up to date; the next datagram makes it happen again."""
+        self._timer = None
+        self._library.udp_told(self.handle, _COUNTS)
+        self._collect()
+
+    def _collect(self) -> None:
+        for table in list(self._tables):
+            table.collect()
+
+    def close(self) -> None:
+        """End the thread, and take apart what is still joined."""
+        if self._stop.alive:
+            for table in list(self._tables):
+                self._tables.discard(table)
+                table.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._hub.forget(self._events)
+            if self.close in self._hub.closing:
+                self._hub.closing.remove(self.close)
+            _movers.pop(self._hub, None)
+            self._stop()
+
+
+_movers: weakref.WeakKeyDictionary[Hub, Mover] = weakref.WeakKeyDictionary()
+
+
+def _stop(library: Library, handle: int, events: int, process: int) -> None:
+    if os.getpid() == process:
+        library.udp_stop(handle)
+        os.close(events)
+
+
 class Joints:
     """The flows of one listening socket.
 
-    deliver   takes (peer, local, data, stride) of what arrives for nobody who is joined; `local` is the address that
-              was asked, or the original destination, port 0 and host "" where it is not told
+    The mover reads the socket as long as there are any. Otherwise its edges belong to whoever the hub tells; they are
+    told of READABLE, too, when something has come that is for nobody who is joined.
+
+    deliver   takes what arrives for nobody who is joined
     """
 
     __slots__ = (
@@ -55,46 +154,51 @@ class Joints:
         "_close",
         "_counts",
         "_deliver",
-        "_descriptor",
-        "_hub",
         "_library",
+        "_mover",
+        "_numbers",
+        "_on_events",
         "_passengers",
         "_places",
-        "_runs",
+        "_readiness",
         "_table",
+        "dropped",
     )
 
     def __init__(
         self,
-        hub: Hub,
+        mover: Mover,
         library: Library,
-        sock: socket.socket,
-        deliver: Callable[[Endpoint, Endpoint, bytes, int], None],
+        readiness: Readiness,
+        deliver: Callable[[Sequence[Arrival]], None],
         flags: int = 0,
         raw: tuple[int, int] = (-1, -1),
     ) -> None:
-        """Join flows of `sock`. `raw` are the sockets, of IPv4 and IPv6, for answers to captured datagrams.
+        """Join flows of a socket. `raw` are the sockets, of IPv4 and IPv6, for answers to captured datagrams.
 
         Raise OSError.
         """
-        table = library.udp_open(sock.fileno(), sock.family == socket.AF_INET6, flags, *raw)
+        v6 = readiness.sock.family == socket.AF_INET6
+        table = library.udp_open(mover.handle, readiness.fd, v6, flags, *raw)
         if not table:
             raise OSError("no memory for joined flows")
-        self._hub = hub
+        self._mover = mover
         self._library = library
+        self._readiness = readiness
         self._table: int = table
         self._deliver = deliver
+        self._on_events: OnEvents | None = None
         self._passengers: dict[int, Passenger] = {}
-        runs = (ctypes.c_int64 * (_RUN * BATCH))()
+        self.dropped = 0
+        counts = (ctypes.c_int64 * (_COUNT * BATCH))()
         arrivals = (ctypes.c_char * (_ARRIVAL.size * BATCH))()
-        counts = (ctypes.c_int32 * 2)()
-        self._runs = memoryview(runs).cast("B").cast("q")
+        numbers = (ctypes.c_int64 * 3)()
+        self._counts = memoryview(counts).cast("B").cast("q")
         self._arrivals = memoryview(arrivals).cast("B")
-        self._counts = memoryview(counts).cast("B").cast("i")
-        self._places = (ctypes.addressof(runs), ctypes.addressof(arrivals), ctypes.addressof(counts))
-        self._close = weakref.finalize(self, library.udp_close, table)
-        self._descriptor: int = library.udp_descriptor(table)
-        hub.register(self._descriptor, self._on_events)
+        self._numbers = memoryview(numbers).cast("B").cast("q")
+        self._places = (ctypes.addressof(counts), ctypes.addressof(arrivals), ctypes.addressof(numbers))
+        self._close = weakref.finalize(self, _close, library, table, mover)  # the mover goes after its tables
+        mover.add(self)
 
     def __len__(self) -> int:
         return len(self._passengers)
@@ -104,88 +208,105 @@ class Joints:
 
         None if that cannot be. The descriptor must not be watched by any hub, and not closed before `part`.
         """
-        if not self._close.alive:
+        if not self._close.alive or not self._mover.start():
             return None
         slot: int = self._library.udp_join(self._table, _encode(peer, local), descriptor)
         if slot < 0:
             return None
+        if not self._passengers:
+            readiness = self._readiness
+            readiness.register()
+            self._on_events = readiness.hub.surrender(readiness.fd)
         self._passengers[slot] = passenger
         return slot
 
     def part(self, slot: int) -> None:
-        """Take a flow apart."""
-        if self._passengers.pop(slot, None) is not None and self._close.alive:
-            self._library.udp_part(self._table, slot)
+        """Take a flow apart; it is told what it has moved."""
+        passenger = self._passengers.pop(slot, None)
+        if passenger is None or not self._close.alive:
+            return
+        self._library.udp_part(self._table, slot, self._places[0])
+        _, *moved = self._counts[:_COUNT].tolist()
+        readiness = self._readiness
+        if not self._passengers and self._on_events is not None and readiness.fd >= 0:
+            readiness.hub.register(readiness.fd, self._on_events)
+            self._on_events = None
+        passenger.moved(*moved)
 
     def up(self) -> bool:
-        """Pass one batch of the listening socket; return whether there may be more."""
+        """Deliver a batch of what has come for nobody who is joined; return whether there may be more."""
         if not self._close.alive:
             return False
-        count: int = self._library.udp_up(self._table, *self._places)
-        runs, arrivals = self._counts
-        taken = self._taken(arrivals) if arrivals else ()
-        if runs:
-            numbers = iter(self._runs[: runs * _RUN].tolist())
-            passengers = self._passengers
-            for slot, packets, size, dropped, error in zip(*(numbers,) * _RUN, strict=True):
-                if (passenger := passengers.get(slot)) is not None:  # the one before may have ended it
-                    passenger.went_up(packets, size, dropped, error)
-        for key, payload, stride, _ in taken:
-            self._deliver(*_decode(key), payload, stride)
-        return count == BATCH
+        more = not self._passengers and bool(self._library.udp_up(self._table))
+        self._take()
+        return more and self._close.alive
 
-    def _taken(self, count: int) -> list[tuple[bytes, bytes, int, int]]:
-        found = []
-        for index in range(count):
-            key, size, stride, slot, address = _ARRIVAL.unpack_from(self._arrivals, index * _ARRIVAL.size)
-            found.append((key, ctypes.string_at(address, size), stride, slot))
-        return found
+    def collect(self) -> None:
+        """Bring the counts of all flows up to date; deliver what has arrived."""
+        if self._take() and self._on_events is not None:
+            self._on_events(READABLE)
 
-    def _on_events(self, _: int) -> None:
-        """Pass answers, in turns."""
-        down, table, places, passengers = self._library.udp_down, self._table, self._places, self._passengers
-        for _ in range(ROUNDS):
-            if not self._close.alive:
-                return
-            more = down(table, *places)
-            runs, arrivals = self._counts
-            left = self._taken(arrivals) if arrivals else ()
-            numbers = iter(self._runs[: runs * _RUN].tolist())
-            for slot, packets, size, dropped, error in zip(*(numbers,) * _RUN, strict=True):
-                if (passenger := passengers.get(slot)) is not None:
-                    passenger.came_down(packets, size, dropped, error)
-            for _key, payload, stride, slot in left:
-                if (passenger := passengers.get(slot)) is not None:
-                    passenger.left(payload, stride)
-            if not more:
-                return
-        self._hub.call_ready(self._again)
-
-    def _again(self) -> None:
-        if self._close.alive:
-            self._on_events(0)
+    def _take(self) -> bool:
+        """Take the library's news; return whether something has been delivered."""
+        answers: list[tuple[int, bytes, int]] = []
+        arrived: list[Arrival] = []
+        passengers = self._passengers
+        while self._close.alive:
+            self._library.udp_news(self._table, *self._places)
+            counts, arrivals, dropped = self._numbers
+            self.dropped += dropped
+            for index in range(arrivals):
+                key, size, stride, slot, address = _ARRIVAL.unpack_from(self._arrivals, index * _ARRIVAL.size)
+                data = ctypes.string_at(address, size)
+                if slot < 0:
+                    arrived.append((*_decode(key), data, stride))
+                else:
+                    answers.append((slot, data, stride))
+            if counts:
+                numbers = iter(self._counts[: counts * _COUNT].tolist())
+                for slot, *moved in zip(*(numbers,) * _COUNT, strict=True):
+                    if (passenger := passengers.get(slot)) is not None:
+                        passenger.moved(*moved)
+            if counts < BATCH and arrivals < BATCH:
+                break
+        for slot, data, stride in answers:
+            if (passenger := passengers.get(slot)) is not None:
+                passenger.left(data, stride)
+        for slot in {slot for slot, _, _ in answers}:
+            if slot in passengers and self._close.alive:
+                self._library.udp_resume(self._table, slot)
+        if arrived:
+            self._deliver(arrived)
+        return bool(arrived)
 
     def close(self) -> None:
         """Take all apart; the sockets stay their owners'. Idempotent."""
         if self._close.alive:
-            self._hub.forget(self._descriptor)
             self._passengers.clear()
             self._close()
+            self._mover.remove(self)
+
+
+def _close(library: Library, table: int, _: Mover) -> None:
+    library.udp_close(table)
 
 
 def joints(
-    hub: Hub,
-    sock: socket.socket,
-    deliver: Callable[[Endpoint, Endpoint, bytes, int], None],
+    readiness: Readiness,
+    deliver: Callable[[Sequence[Arrival]], None],
     flags: int = 0,
     raw: tuple[int, int] = (-1, -1),
 ) -> Joints | None:
-    """Return a table for `sock`, None where the library is not there."""
+    """Return a table for a listening socket, None where the library is not there."""
     library, _ = load()
     if library is None:
         return None
+    hub = readiness.hub
     try:
-        return Joints(hub, library, sock, deliver, flags, raw)
+        mover = _movers.get(hub)
+        if mover is None:
+            mover = _movers[hub] = Mover(hub, library)
+        return Joints(mover, library, readiness, deliver, flags, raw)
     except OSError:
         return None
 

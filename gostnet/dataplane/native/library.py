@@ -12,7 +12,7 @@ from functools import cache
 
 from .build import LIBRARY
 
-VERSION = 2
+VERSION = 3
 """Of the interface, as relay.c says it: a library left over from an older build is refused."""
 
 ENDED = 1
@@ -73,20 +73,25 @@ class Library:
             self.news = function("relay_news", number, relay, records, number)
             self.count = function("relay_count", None, relay, unsigned, records)
             self.moved = function("relay_moved", number, relay, ctypes.POINTER(ctypes.c_uint32), records, number)
-            table, places = ctypes.c_void_p, (ctypes.c_void_p,) * 3
-            self.udp_open = function("udp_open", table, number, number, number, number, number)
+            mover, table = ctypes.c_void_p, ctypes.c_void_p
+            self.udp_make = function("udp_make", mover, number)
+            self.udp_start = function("udp_start", number, mover)
+            self.udp_told = function("udp_told", unsigned, mover, unsigned)
+            self.udp_open = function("udp_open", table, mover, number, number, number, number, number)
             self.udp_close = function("udp_close", None, table)
-            self.udp_descriptor = function("udp_descriptor", number, table)
             self.udp_join = function("udp_join", number, table, ctypes.c_char_p, number)
-            self.udp_part = function("udp_part", None, table, number)
-            self.udp_up = function("udp_up", number, table, *places)
-            self.udp_down = function("udp_down", number, table, *places)
-            # Waits for the thread, which may be in the middle of something: without the interpreter lock.
-            stop = ctypes.CDLL(path)["gostnet_relay_stop"]
+            self.udp_part = function("udp_part", None, table, number, ctypes.c_void_p)
+            self.udp_up = function("udp_up", number, table)
+            self.udp_news = function("udp_news", None, table, *(ctypes.c_void_p,) * 3)
+            self.udp_resume = function("udp_resume", None, table, number)
+            # These wait for a thread, which may be in the middle of something: without the interpreter lock.
+            unlocked = ctypes.CDLL(path)
+            stop, udp_stop = unlocked["gostnet_relay_stop"], unlocked["gostnet_udp_stop"]
         except AttributeError as exc:
             raise OSError(f"{path}: {exc}") from exc
         stop.restype, stop.argtypes = None, (relay,)
-        self.stop = stop
+        udp_stop.restype, udp_stop.argtypes = None, (mover,)
+        self.stop, self.udp_stop = stop, udp_stop
 
 
 @cache

@@ -34,7 +34,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum {
-    VERSION = 2,          /* of the library's interface; the caller refuses another one */
+    VERSION = 3,          /* of the library's interface; the caller refuses another one */
     SMALL = 32768,        /* bytes of one recv; a read that fills it says bulk */
     STAYS_BULK = 131072,  /* bytes in one go after which the next go begins with splice at once */
     PIPE_SIZE = 262144,   /* bytes: half of it halves the rate, four times it gains nothing (measured) */
