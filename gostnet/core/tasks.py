@@ -6,15 +6,15 @@ Every task has a name and a scope; a scope is drained or cancelled as a whole, s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from .fiber import Fiber, deadline
+from .fiber import Fiber, Gate, deadline
 from .hub import Hub, current_hub
 
 T = TypeVar("T")
 
-__all__ = ["Fiber", "Scope", "deadline", "first_done", "in_thread", "run", "together"]
+__all__ = ["Fiber", "Scope", "deadline", "first_done", "first_of_fibers", "in_thread", "run", "together"]
 
 
 class Scope:
@@ -173,6 +173,42 @@ async def first_done(works: list[Coroutine[Any, Any, T]]) -> tuple[int, T]:
         for task in tasks:
             if not task.cancelled():
                 task.exception()
+
+
+async def first_of_fibers(name: str, works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all of `works` as fibers until the first of them ends, and cancel the others; its error is raised as it is.
+
+    The cheap form of `first_done`, for what waits for sockets. The calling task or fiber only waits.
+    """
+    hub = current_hub()
+    one, every = Gate(hub), Gate(hub)
+    ended: list[Fiber] = []
+
+    def at_end(fiber: Fiber) -> None:
+        ended.append(fiber)
+        if len(ended) == 1:
+            hub.call_ready(one.open)
+        if len(ended) == len(works):
+            hub.call_ready(every.open)
+
+    fibers = [Fiber(work, name, (at_end,)) for work in works]
+    try:
+        for fiber in fibers:
+            fiber.start()
+        await one.wait()
+    finally:
+        for fiber in fibers:
+            fiber.cancel()
+        if len(ended) < len(fibers):
+            await every.wait()
+        first = ended[:1]
+        ended.clear()  # what an error that is raised holds must not hold it in turn
+        fibers.clear()
+    if first and (error := first.pop().error) is not None:
+        try:
+            raise error
+        finally:
+            del error
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

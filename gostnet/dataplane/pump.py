@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from ..core.address import Endpoint
 from ..core.datagrams import Datagram, Datagrams
+from ..core.fiber import Gate
 from ..core.flow import Flow, Shaper
-from ..core.tasks import first_done
+from ..core.hub import current_hub
+from ..core.tasks import first_of_fibers
 from ..core.udp_socket import UdpSocket
 from .sessions import Session
 from .shaper import grant
@@ -21,30 +24,36 @@ Filter = Callable[[Endpoint], bool]
 
 
 async def pump(
-    flow: Flow, client: Datagrams, upstream: Datagrams, idle: float = 0.0, allowed: Filter | None = None
+    flow: Flow,
+    client: Datagrams,
+    upstream: Datagrams,
+    idle: float = 0.0,
+    allowed: Filter | None = None,
+    beside: Sequence[Coroutine[Any, Any, None]] = (),
 ) -> None:
     """Pass datagrams both ways, peers as they are, until one side ends; IdleTimeout is a normal end here.
 
     Datagrams over the flow's limits, or with a peer that `allowed` refuses, are dropped: nothing that a single datagram
     does ends the association. An empty one is passed on as long as both ends can carry it. Raise DialRefused if the
-    upstream's host says that nobody listens there, and has never answered before.
+    upstream's host says that nobody listens there, and has never answered before. `beside` runs with it, and ends it.
     """
     shapers = flow.shapers
     up, down = (shapers.up, shapers.down) if shapers else ((), ())
     socket = bottom(upstream)
     if isinstance(socket, UdpSocket) and socket.peer is not None:
         socket.tells_refusal = True
-        if allowed is None and not up and not down and flow.engine in _NATIVE:
+        if allowed is None and not up and not down and not beside and flow.engine in _NATIVE:
             session = bottom(client)
             if isinstance(session, Session) and await session.joined(flow, socket, idle):
                 return
     works = [
         _direction(flow, client, upstream, True, up, allowed),
         _direction(flow, upstream, client, False, down, allowed),
+        *beside,
     ]
     if idle:
         works.append(_until_idle(flow, idle))
-    await first_done(works)
+    await first_of_fibers("datagrams", works)
 
 
 def bottom(datagrams: Datagrams) -> Datagrams:
@@ -89,11 +98,20 @@ def _passes(datagram: Datagram, shapers: Sequence[Shaper], allowed: Filter | Non
 
 async def _until_idle(flow: Flow, idle: float) -> None:
     """Return once no datagram has passed for `idle` seconds, seen with a resolution of a quarter of it."""
-    loop = asyncio.get_running_loop()
+    loop, gate = asyncio.get_running_loop(), Gate(current_hub())
     seen, since = flow.packets, loop.time()
-    while True:
-        await asyncio.sleep(idle / 4)
+
+    def look() -> None:
+        nonlocal seen, since
         if flow.packets != seen:
             seen, since = flow.packets, loop.time()
         elif loop.time() - since >= idle:
+            gate.open()
             return
+        timers[0] = loop.call_later(idle / 4, look)
+
+    timers = [loop.call_later(idle / 4, look)]
+    try:
+        await gate.wait()
+    finally:
+        timers[0].cancel()

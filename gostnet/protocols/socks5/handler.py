@@ -22,7 +22,6 @@ from ...core.options import Bytes, Seconds, group, opt
 from ...core.registry import component
 from ...core.sockets import ListenOptions, SocketStream
 from ...core.stream import Stream
-from ...core.tasks import first_done
 from ...core.udp_socket import UdpSocket, listen_udp
 from ...dataplane.framed import TunDatagrams
 from ...dataplane.pump import Filter, pump
@@ -195,7 +194,7 @@ class Socks5Handler:
                 await client.send(encode_reply(Reply.SUCCEEDED, told))
                 flow.connected = True
                 inside = ClientDatagrams(socket, flow.client.host, self._lookup(egress))
-                await first_done([pump(flow, inside, upstream, allowed=_filter(egress)), until_end(client)])
+                await pump(flow, inside, upstream, allowed=_filter(egress), beside=(until_end(client),))
             finally:
                 upstream.abort()
         finally:
