@@ -16,13 +16,15 @@ def refuses_address(bypass: Bypass, network: Network, where: Endpoint) -> bool:
     return bool(ask(network, where))
 
 
-def leaves_out(bypass: Bypass, flow: Flow, target: Endpoint) -> bool:
-    """Tell whether a hop or node is left out on the way to `target`.
+def left_out_for(bypass: Bypass, flow: Flow, target: Endpoint) -> Endpoint | None:
+    """Return for what a hop or node is left out on the way to `target`, None where it is not.
 
     Where that is an address and a name was sniffed, the name decides, and the address where it is listed itself.
     """
     sniffed = flow.sniffed
     if sniffed is None or not sniffed.host or target.ip is None:
-        return bypass.contains(flow.network, target)
+        return target if bypass.contains(flow.network, target) else None
     named = Endpoint(sniffed.host, target.port)
-    return bypass.contains(flow.network, named) or refuses_address(bypass, flow.network, target)
+    if bypass.contains(flow.network, named):
+        return named
+    return target if refuses_address(bypass, flow.network, target) else None

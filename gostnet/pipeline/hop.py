@@ -10,7 +10,7 @@ from ..core.address import Endpoint
 from ..core.contracts import Bypass
 from ..core.errors import NoRoute
 from ..core.flow import Flow
-from .destination import leaves_out
+from .destination import left_out_for
 from .node import Latency, Marker, Matcher, Node
 from .selector import Selector
 
@@ -55,8 +55,9 @@ class Hop:
 
         Raise NoRoute when nodes are left that could be used, but none of them is for this flow.
         """
-        if self.bypass is not None and leaves_out(self.bypass, flow, target):
-            flow.reason = f"bypass of {self.name} matches {target}"
+        matched = left_out_for(self.bypass, flow, target) if self.bypass is not None else None
+        if matched is not None:
+            flow.reason = f"bypass of {self.name} matches {matched}"
             return ()
         nodes = self.nodes
         if len(nodes) == 1 and nodes[0].bypass is None and nodes[0].matcher is None:
@@ -69,10 +70,11 @@ class Hop:
             elif not node.bypasses(flow, target):
                 candidates.append(node)
         if not candidates:
-            flow.reason = f"no node of {self.name} takes {host or target}"
+            asked = (flow.sniffed.host if flow.sniffed is not None else "") or host or target
+            flow.reason = f"no node of {self.name} takes {asked}"
             if unmatched and not self.direct_otherwise:
                 raise NoRoute(
-                    f"hop {self.name}: no node is for {host or target}",
+                    f"hop {self.name}: no node is for {asked}",
                     hint="add a node without a matcher, or onNoNode: direct to the hop's metadata",
                 )
             # The user's own bypasses on every node, or a hop without nodes, send the destination around it (H01, H14).

@@ -15,7 +15,7 @@ from ..core.errors import GostnetError
 from ..core.flow import Flow
 from ..core.hub import current_hub
 from ..core.stream import Stream
-from .destination import leaves_out
+from .destination import left_out_for
 from .names import Named
 from .race import race
 from .transport import Transport
@@ -111,7 +111,8 @@ class Node:
 
     def bypasses(self, flow: Flow, target: Endpoint) -> bool:
         """Tell whether this node is not for flows to `target`; one that is not known is the node's own address."""
-        return self.bypass is not None and leaves_out(self.bypass, flow, target if target.host else self.address)
+        asked = target if target.host else self.address
+        return self.bypass is not None and left_out_for(self.bypass, flow, asked) is not None
 
 
 class NodeEgress:

@@ -10,6 +10,7 @@ from gostnet.core.flow import Flow, Network, Sniffed
 from gostnet.pipeline.hop import Hop, HopEntry, HopGroup
 from gostnet.pipeline.node import Marker, Node
 from gostnet.pipeline.selector import Fifo, RoundRobin, Selector
+from gostnet.policies.bypass import PatternBypass
 from gostnet.policies.matcher import FilterMatcher, RuleMatcher
 
 from .kit import node
@@ -139,6 +140,34 @@ def test_a_bypass_is_asked_about_the_nodes_own_address_when_the_destination_is_u
     item = node("a", 1, bypass=seen)
     assert hop(item).select(Flow(), ANY, 0.0) is item
     assert seen.asked == [item.address]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "sniffed", "reason"),
+    [
+        (["*.secret.test"], "www.secret.test", "bypass of h matches www.secret.test:80"),
+        (["203.0.113.0/24"], "www.secret.test", "bypass of h matches 203.0.113.5:80"),
+        (["203.0.113.0/24"], "", "bypass of h matches 203.0.113.5:80"),
+        (["*.secret.test"], "other.test", ""),
+    ],
+)
+def test_the_reason_names_what_the_bypass_of_a_hop_has_decided_by(
+    patterns: list[str], sniffed: str, reason: str
+) -> None:
+    flow = Flow()
+    if sniffed:
+        flow.sniffed = Sniffed("tls", sniffed)
+    found = pick(hop(node("a", 1), bypass=PatternBypass.from_patterns(patterns)), flow)
+    assert (found, flow.reason) == (None if reason else "a", reason)
+
+
+def test_the_reason_names_the_host_that_no_node_is_for() -> None:
+    only = hop(node("a", 1, matcher=RuleMatcher("Host(`web.test`)")))
+    flow = Flow()
+    flow.sniffed = Sniffed("tls", "other.test")
+    with pytest.raises(NoRoute, match=r"no node is for other\.test"):
+        pick(only, flow, "203.0.113.5")
+    assert flow.reason == "no node of h takes other.test"
 
 
 # ---- groups --------------------------------------------------------------------------------------
