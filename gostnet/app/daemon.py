@@ -20,6 +20,7 @@ from .assemble import Assembler, Assembly
 from .catalog import catalog
 from .checking import at_its_place, check_loaded, passes
 from .direct import DirectKeeper, DirectWays
+from .direct_names import DirectNames
 from .hooks import run_hooks
 from .kernel import Kernel, KernelState, Wanted, wanted_by
 from .names import system_resolver
@@ -90,7 +91,8 @@ class Daemon:
         self._invocation = invocation
         self._loader = loader
         self._running: dict[str, _Running] = {}
-        self._direct = DirectWays({})
+        self._names = DirectNames()
+        self._direct = DirectWays({}, self._names)
         self._assembly: Assembly | None = None
         self._kernel: Kernel = kernel or KernelState(invocation.instance)
         self._loading = Scope("loaders")
@@ -142,7 +144,7 @@ class Daemon:
                 await run_hooks("pre-up", assembly.hooks[service.name].pre_up, service.log)
                 await self._open(service)
                 opened.append(service)
-            self._direct = DirectWays(assembly.services)
+            self._direct = DirectWays(assembly.services, self._names, assembly.log)
             await in_thread(self._direct.apply, self._kernel, _wanted(assembly))
         except BaseException:
             for service in opened:
@@ -265,7 +267,7 @@ class Daemon:
                     await self._open(service)
                     opened.append(service)
             wanted = [old.services[name] for name in kept] + opened
-            ways = DirectWays(fresh.services)
+            ways = DirectWays(fresh.services, self._names, fresh.log)
             await in_thread(ways.apply, self._kernel, fresh.routes.added_to(wanted_by(wanted)))
         except BaseException:
             for service in opened:

@@ -2,7 +2,8 @@
 
 Only where nobody could tell the difference: a service whose policies want to see every connection, or whose handler
 looks into them, gets them all. What is compared with the bypass is what the handler would compare: an address and a
-port. Names in a bypass decide nothing here, as they decide nothing about a captured connection that is not looked into.
+port. Names in a bypass decide nothing here, as they decide nothing about a captured connection that is not looked into,
+unless the capture asks for it (`direct.names`): then they decide what `direct_names` lets go.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..core.address import Endpoint
 from ..core.errors import ConfigError, GostnetError, KernelError
 from ..core.flow import Network
-from ..core.log import Logger
-from ..core.resources import MARK_MASK, Around, Capture, Key, PortForward, Ranges, Resource
+from ..core.log import Logger, quiet
+from ..core.resources import MARK_MASK, Around, Capture, Key, PortForward, Ranges, Resource, names_set
 from ..core.tasks import in_thread
 from ..pipeline.chain import Chain, ChainGroup
 from ..pipeline.chain import Router as ChainRouter
@@ -31,6 +32,7 @@ from ..pipeline.service import Service
 from ..policies.bounds import EVERYTHING, NOTHING, Bounds, bounds_of, lists_of
 from ..policies.bypass import PatternBypass, Patterns
 from ..policies.networks import V4, Intervals
+from .direct_names import Admits, DirectNames, Names, Target, direct_names
 from .forwards import forward_of
 from .kernel import Kernel, Wanted
 
@@ -40,16 +42,22 @@ if TYPE_CHECKING:
 SETTLE: Final = 0.2
 """Seconds that changes have to settle: several lists are often read at the same time."""
 
+SNIFFS: Final = "sniffing looks into every connection"
+
 PORT_GROUPS: Final = 32
 """How many different combinations of ports the kernel is asked to compare; what is beyond stays in user space."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was decided about a capture: the destinations, None for none; and the reason for what is not there."""
+    """What was decided about a capture: the destinations, None for none; and the reason for what is not there.
+
+    target    of the addresses of names that go directly
+    """
 
     around: Around | None = None
     reason: str = ""
+    target: Target | None = None
 
 
 @dataclass(slots=True)
@@ -57,6 +65,9 @@ class DirectWays:
     """Decides for the services of one configuration, and remembers what it made of lists that are still the same."""
 
     services: Mapping[str, Service]
+    names: DirectNames = field(default_factory=DirectNames)
+    """What is kept from one configuration to the next."""
+    log: Logger = field(default_factory=quiet)
     verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)
     """The last ones, by service and network."""
     forwards: list[PortForward] = field(default_factory=list)
@@ -70,7 +81,14 @@ class DirectWays:
         For a thread; who comes second sees the lists as they are when it is its turn.
         """
         with self._turn:
-            return kernel.apply(self.added_to(wanted))
+            made = self.added_to(wanted)
+            targets = [verdict.target for verdict in self.verdicts.values() if verdict.target is not None]
+            if targets and not isinstance(kernel, Admits):
+                raise _no_names(targets[0].service, "with workers, another process holds the sets of addresses")
+            steps = self.names.change(kernel, targets, self.log, lambda: kernel.apply(made))
+            for handler in self._answering():
+                handler.answered = self.names.answered if targets else None
+            return steps
 
     def before(self, kernel: Kernel) -> Kernel:
         """Return what holds resources as `apply` does."""
@@ -83,7 +101,7 @@ class DirectWays:
         can be.
         """
         made: dict[str, list[Resource]] = {
-            netns: [self._of(item) for item in resources] for netns, resources in wanted.items()
+            netns: [self._of(item, netns) for item in resources] for netns, resources in wanted.items()
         }
         self.forwards = []
         for service in self.services.values():
@@ -98,16 +116,54 @@ class DirectWays:
         found = {id(each): each for service in self.services.values() for each in _lists(service)}
         return list(found.values())
 
-    def _of(self, item: Resource) -> Resource:
+    def _of(self, item: Resource, netns: str) -> Resource:
         if not isinstance(item, Capture) or item.service not in self.services:
             return item
-        verdict = self.verdicts[item.service, item.protocol] = self._decide(item, self.services[item.service])
+        service = self.services[item.service]
+        verdict = self._decide(item, service)
+        if item.names:
+            verdict = self._with_names(item, service, netns, verdict)
+        self.verdicts[item.service, item.protocol] = verdict
         return replace(item, around=verdict.around)
+
+    def _answering(self) -> list[Any]:
+        """Return the handlers that tell what names are answered with."""
+        return [each.handler for each in self.services.values() if hasattr(each.handler, "answered")]
+
+    def _with_names(self, capture: Capture, service: Service, netns: str, verdict: Verdict) -> Verdict:
+        """Add to what was decided by address what is decided by name. Raise ConfigError where nothing can be."""
+        reason = next((each for each in obstacles(service) if each != SNIFFS), "")
+        router = service.egress
+        names: Names | None = None
+        if hasattr(service.handler, "targets"):
+            reason = "its handler sends on to targets of its own"
+        elif not reason and isinstance(router, ServiceRouter):
+            if router.chains is None:
+                reason = "everything goes directly, as there is no chain"
+            elif router.bypass is not None:
+                reason = "the service's own bypass may refuse what a name's address is let go for"
+            elif not self._answering():
+                reason = "no service of the handler dns answers names"
+            elif not capture.local and capture.direct != "kernel":
+                reason = "what enters by interfaces would have to be forwarded: set direct: kernel as well"
+            else:
+                names = direct_names(router.chains, capture.protocol)
+                reason = "no list of the first hop's bypass has names that go directly (a whitelist has others)"
+        if names is None:
+            raise _no_names(service.name, reason)
+        proxied = (
+            tuple(each for each in _lists_of(router) if each.whitelist) if isinstance(router, ServiceRouter) else ()
+        )
+        target = Target(service.name, netns, names, proxied)
+        around = verdict.around or Around(forwarded=capture.direct == "kernel", local=True)
+        return replace(verdict, around=replace(around, names=target.word), target=target)
 
     def _decide(self, capture: Capture, service: Service) -> Verdict:
         if capture.direct == "user":
             return Verdict(reason="the configuration says so")
         reason = obstacle(service)
+        if reason == SNIFFS and capture.names:
+            return Verdict(reason=f"{reason}: addresses are decided there")
         if hasattr(service.handler, "targets"):
             reason = "its handler sends on to targets of its own"
         if reason:
@@ -168,15 +224,22 @@ class _Before:
 
 def obstacle(service: Service) -> str:
     """Return why every connection has to come to the service, "" if none has to that goes out directly."""
+    return next(obstacles(service), "")
+
+
+def obstacles(service: Service) -> Iterator[str]:
+    """Yield all that is in the way of connections that do not come to the service."""
     policies, router, handler = service.policies, service.egress, service.handler
     sniffs = getattr(handler, "sniffs", None)
     if sniffs is None:
-        return "its handler does more than to send on"
+        yield "its handler does more than to send on"
+        return
     if not isinstance(router, ServiceRouter) or not isinstance(router.direct, Direct):
-        return "its way out is not this host's"
+        yield "its way out is not this host's"
+        return
     options = router.direct.options
     for found, what in (
-        (sniffs, "sniffing looks into every connection"),
+        (sniffs, SNIFFS),
         (policies.admissions, "an admission decides about clients"),
         (policies.connections, "climiter counts connections"),
         (policies.requests, "rlimiter counts connections"),
@@ -190,8 +253,15 @@ def obstacle(service: Service) -> str:
         (options.netns != service.listener.netns, "outgoing connections leave from another network namespace"),
     ):
         if found:
-            return what
-    return ""
+            yield what
+
+
+def _no_names(service: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"service {service}: listener.metadata.direct.names",
+        f"names cannot be decided in the kernel: {reason}",
+        code="capture.direct",
+    )
 
 
 def _direct(router: ChainRouter, network: Network) -> Bounds:
@@ -254,7 +324,11 @@ def notes(ways: DirectWays) -> list[str]:
         parts = []
         if around is not None:
             count = len(around.ranges) + sum(len(ranges) for _, ranges in around.ports)
-            parts.append(f"{count} ranges of addresses stay in the kernel")
+            if count or verdict.target is None:
+                parts.append(f"{count} ranges of addresses stay in the kernel")
+        if verdict.target is not None:
+            sets = " and ".join(names_set(version, verdict.target.word) for version in (4, 6))
+            parts.append(f"addresses that names are answered with come into the sets {sets} for as long as they hold")
         if verdict.reason:
             parts.append(f"user space decides: {verdict.reason}" if around is None else verdict.reason)
         if parts:

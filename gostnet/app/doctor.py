@@ -114,6 +114,8 @@ def _needs(service: Service, resources: Iterable[Resource]) -> Iterator[str]:
                     yield "nft-socket"
                 if item.around is not None and item.around.forwarded:
                     yield "nft-masquerade"
+                if item.around is not None and item.around.names:
+                    yield "nft-timeouts"
             case Inlet():
                 yield from (*_CAPTURE, *_TPROXY, "nft-socket")
             case Masquerade():

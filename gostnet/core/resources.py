@@ -97,6 +97,18 @@ class Ranges:
         return len(self.v4) // 8 + len(self.v6) // 32
 
 
+NAMED_TIMEOUT = 3600
+"""Seconds that an address which a name was answered with stays in the kernel at most, whatever its TTL."""
+
+NAMED_SIZE = 32768
+"""Elements of a set of such addresses; twice what is put in, as what is over is counted until it is collected."""
+
+
+def names_set(version: int, names: str) -> str:
+    """Return the name of the set of addresses of an IP version for the `names` of an `Around`."""
+    return f"names{version}_{names}"
+
+
 @dataclass(frozen=True, slots=True)
 class Around:
     """Destinations of a capture that its service would send out directly, so that the kernel may as well.
@@ -105,15 +117,20 @@ class Around:
     ports       only at these ports, as inclusive ranges
     forwarded   also of what enters by interfaces: this host forwards it, with its own address as the source
     local       also of what the host's own processes send
+    names       stands for what decides about names, "" where they decide nothing; the addresses that names are answered
+                with come and go while the table is there, see `names_set`
     """
 
     ranges: Ranges = Ranges()
     ports: tuple[tuple[tuple[tuple[int, int], ...], Ranges], ...] = ()
     forwarded: bool = False
     local: bool = False
+    names: str = ""
 
     def has(self, version: int) -> bool:
-        """Tell whether there are addresses of an IP version."""
+        """Tell whether there are addresses of an IP version, or may be."""
+        if self.names:
+            return True
         every = (self.ranges, *(ranges for _, ranges in self.ports))
         return any(ranges.v4 if version == 4 else ranges.v6 for ranges in every)
 
@@ -135,6 +152,7 @@ class Capture(Resource):
     direct       whether destinations that the service sends out directly may stay in the kernel: as far as nobody can
                  tell the difference (auto), in any case (kernel), or never (user)
     around       those destinations
+    names        so may addresses that names are answered with by a name service of ours
     """
 
     kind: ClassVar[str] = "capture"
@@ -152,6 +170,7 @@ class Capture(Resource):
     device: str = ""
     direct: Literal["auto", "kernel", "user"] = "auto"
     around: Around | None = None
+    names: bool = False
 
     @property
     def key(self) -> Key:
@@ -384,12 +403,16 @@ class NftSet:
     """A named set. `elements` are networks or inclusive ranges of ports (`80`, `8000-8100`) that do not overlap.
 
     packed    instead of them, ranges of addresses as in `Ranges`; the name then stands for the content
+    timeout   seconds that an element stays at most; such a set has single addresses, which are added later
+    size      how many elements it takes, 0 for any number
     """
 
     name: str
     type: Literal["ipv4_addr", "ipv6_addr", "inet_service", "fib_addrtype"]
     elements: tuple[str, ...]
     packed: bytes = field(default=b"", repr=False)
+    timeout: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

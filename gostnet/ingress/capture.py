@@ -26,6 +26,12 @@ class CaptureOptions:
         " (auto), always (kernel), never (user).",
         choices=("auto", "kernel", "user"),
     )
+    names: bool = opt(
+        False,
+        "What bypasses send out directly by name stays in the kernel as well, once the handler dns has answered the"
+        " name. Other names at the same address go with it.",
+        key="direct.names",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,7 @@ class CaptureRequest:
     sources: tuple[str, ...] = ()
     ports: tuple[tuple[int, int], ...] = field(default=())
     direct: Literal["auto", "kernel", "user"] = "auto"
+    names: bool = False
 
     @classmethod
     def of(cls, options: CaptureOptions, path: str) -> CaptureRequest | None:
@@ -49,7 +56,11 @@ class CaptureRequest:
                     raise ConfigError(f"{path}.capture.{key}", "says nothing without `capture`", code="capture.unused")
             if options.direct != "auto":
                 raise ConfigError(f"{path}.direct", "says nothing without `capture`", code="capture.unused")
+            if options.names:
+                raise ConfigError(f"{path}.direct.names", "says nothing without `capture`", code="capture.unused")
             return None
+        if options.names and options.direct == "user":
+            raise ConfigError(f"{path}.direct.names", "says nothing with `direct: user`", code="capture.unused")
         for name in wanted:
             if len(name.encode()) > 15 or "/" in name or name.split() != [name]:
                 raise ConfigError(f"{path}.capture", f"{name!r} is not an interface name", code="capture.interface")
@@ -60,6 +71,7 @@ class CaptureRequest:
             _networks(options.sources, f"{path}.capture.sources"),
             tuple(_port_range(text, f"{path}.capture.ports") for text in options.ports),
             cast(Literal["auto", "kernel", "user"], options.direct),
+            options.names,
         )
 
     def resource(
@@ -85,6 +97,7 @@ class CaptureRequest:
             address,
             device,
             self.direct,
+            names=self.names,
         )
 
 

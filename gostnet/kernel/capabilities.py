@@ -11,6 +11,7 @@ import fcntl
 import os
 import resource
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -171,6 +172,25 @@ def _sets() -> str:
             transaction = Transaction()
             transaction.add_set(_TABLE, NftSet(kind, kind, (element,)))  # type: ignore[arg-type]  # one of the three
             nft.commit(transaction)
+    return ""
+
+
+def _timeouts() -> str:
+    """Put an address into a set for a moment, twice, and see it go."""
+    of = NftSet("names", "ipv4_addr", (), timeout=60, size=16)
+    with _owned() as nft:
+        transaction = Transaction()
+        transaction.add_set(_TABLE, of)
+        nft.commit(transaction)
+        for seconds in (60.0, 0.001):
+            transaction = Transaction()
+            transaction.renew_elements(_TABLE, of.name, [(bytes((192, 0, 2, 1)), seconds)])
+            nft.commit(transaction)
+        deadline = time.monotonic() + 1.0
+        while nft.elements(_TABLE, of.name):
+            if time.monotonic() > deadline:
+                raise Missing("an address stays longer than its timeout")
+            time.sleep(0.001)
     return ""
 
 
@@ -354,6 +374,14 @@ CAPABILITIES: Final[tuple[Capability, ...]] = (
         True,
     ),
     Capability("nft-sets", f"{_CAPTURE}: lists of networks and ports", _REFUSED, "NF_TABLES", _sets, True),
+    Capability(
+        "nft-timeouts",
+        "direct.names: addresses of names that go directly stay in the kernel",
+        "what goes directly by name goes through the daemon",
+        "NF_TABLES",
+        _timeouts,
+        True,
+    ),
     Capability(
         "nft-conntrack",
         f"{_CAPTURE}: replies and older connections are left alone",

@@ -42,6 +42,8 @@ from gostnet.core.resources import (
     MARK_MASK,
     MARK_OWN,
     MARK_RETURNING,
+    NAMED_SIZE,
+    NAMED_TIMEOUT,
     RULES_A_SLOT,
     SLOTS,
     Around,
@@ -57,6 +59,7 @@ from gostnet.core.resources import (
     Route,
     Rule,
     Sysctl,
+    names_set,
     return_table,
     routed_table,
 )
@@ -360,6 +363,14 @@ class _Table:
                 if name:
                     terms = begins, nft.address_in("daddr", version, name), *where
                     self._rule(chain, *terms, note, nft.count(), nft.accept(), comment=comment)
+        for version in _SET_TYPES if around.names else ():
+            name = names_set(version, around.names)
+            of = NftSet(name, _SET_TYPES[version], (), timeout=NAMED_TIMEOUT, size=NAMED_SIZE)
+            if of not in self.sets:
+                self.sets.append(of)
+            terms = begins, nft.address_in("daddr", version, name)
+            udp = [nft.protocol(number)] if capture.protocol == "udp" else []
+            self._rule(chain, *terms, *udp, note, nft.count(), nft.accept(), comment=comment)
 
     def _hide(self, captures: Sequence[Capture]) -> None:
         """Give what this host forwards instead of capturing the host's own address, as the service would."""

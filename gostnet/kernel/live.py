@@ -15,7 +15,7 @@ from .netlink import RouteNetlink
 
 if TYPE_CHECKING:
     # Loaded when a table is first asked for: it brings pyroute2 along, which the guard never needs.
-    from .nft import Nft, ObservedTable
+    from .nft import Additions, Nft, ObservedTable
 
 _OWNER_TIMEOUT = 2.0
 """Seconds to wait for the table of a process that is dying to go: its sockets close one after the other."""
@@ -128,6 +128,15 @@ class LiveKernel:
         except KernelError as exc:
             if exc.errno not in (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL):
                 raise
+
+    def admit(self, table: str, additions: Additions) -> None:
+        """Have addresses be in sets of a table that is ours, all or none. Raise KernelError."""
+        from .nft import Transaction
+
+        transaction = Transaction()
+        for name, addresses in additions.items():
+            transaction.renew_elements(table, name, addresses)
+        self._nft.commit(transaction)
 
     def tables(self) -> list[ObservedTable]:
         """List the nftables tables of family inet."""

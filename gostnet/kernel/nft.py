@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
@@ -22,13 +22,13 @@ from gostnet.core.resources import NftChain, NftRule, NftSet
 
 from . import netns
 from .errors import kernel_error
-from .nft_expr import NESTED, host, tlv, u32, value
+from .nft_expr import NESTED, host, name_attribute, tlv, u32, value
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _INET = 1
-_GETTABLE, _GETCHAIN = _SUBSYSTEM << 8 | 1, _SUBSYSTEM << 8 | 4
+_GETTABLE, _GETCHAIN, _GETSETELEM = _SUBSYSTEM << 8 | 1, _SUBSYSTEM << 8 | 4, _SUBSYSTEM << 8 | 13
 _ATTEMPTS = 20
 _OWNER = 2
 _INTERVAL = 4
@@ -52,8 +52,14 @@ def _taking_bytes(message: type[Any], *attributes: str) -> Any:
     return type(message.__name__, (message,), {"nla_map": table})
 
 
+_OWN_TIMEOUT = 0x10
+_ELEMENT_TIMEOUT = 4
+
+Additions = Mapping[str, Sequence[tuple[bytes, float]]]
+"""By set: addresses in network order, and the seconds that each stays."""
+
 _TableMessage = _taking_bytes(nftsocket.nft_table_msg, "NFTA_TABLE_USERDATA")
-_SetMessage = _taking_bytes(nftsocket.nft_set_msg, "NFTA_SET_USERDATA")
+_SetMessage = _taking_bytes(nftsocket.nft_set_msg, "NFTA_SET_USERDATA", "NFTA_SET_FLAGS", "NFTA_SET_DESC")
 _RuleMessage = _taking_bytes(nftsocket.nft_rule_msg, "NFTA_RULE_EXPRESSIONS", "NFTA_RULE_USERDATA")
 _ElementsMessage = _taking_bytes(nftsocket.nft_set_elem_list_msg, "NFTA_SET_ELEM_LIST_ELEMENTS")
 
@@ -134,18 +140,25 @@ class Transaction:
         """Make a set with its elements."""
         self._sets += 1
         kind, size = _SET_TYPES[of.type]
-        interval = of.type != "fib_addrtype"
+        interval = of.type != "fib_addrtype" and not of.timeout
+        flags = (_INTERVAL if interval else 0) | (_OWN_TIMEOUT if of.timeout else 0)
         attributes: list[tuple[str, Any]] = [
             ("NFTA_SET_TABLE", table),
             ("NFTA_SET_NAME", of.name),
-            ("NFTA_SET_FLAGS", {"NFT_SET_INTERVAL"} if interval else set()),
+            ("NFTA_SET_FLAGS", struct.pack("!I", flags)),
             ("NFTA_SET_KEY_TYPE", kind),
             ("NFTA_SET_KEY_LEN", size),
             ("NFTA_SET_ID", self._sets),
             # What order of bytes the keys have, for whoever lists the set: 1 the host's, 2 the network's.
-            ("NFTA_SET_USERDATA", struct.pack("=BBI", 0, 4, 2 if interval else 1)),
+            ("NFTA_SET_USERDATA", struct.pack("=BBI", 0, 4, 1 if of.type == "fib_addrtype" else 2)),
         ]
         inner = f"type {of.type};{' flags interval;' if interval else ''}"
+        if of.timeout:
+            attributes.append(("NFTA_SET_TIMEOUT", of.timeout * 1000))
+            inner += f" flags timeout; timeout {of.timeout}s;"
+        if of.size:
+            attributes.append(("NFTA_SET_DESC", u32(1, of.size)))
+            inner += f" size {of.size};"
         inner += f" elements = {{ {_shown(of)} }};" if of.elements or of.packed else ""
         words = f"nft add set inet {table} {of.name} {{ {inner} }}"
         self._put(words, _SetMessage, nftsocket.NFT_MSG_NEWSET, attributes, NLM_F_CREATE)
@@ -153,13 +166,31 @@ class Transaction:
             encoded = _packed_elements(of)
         else:
             encoded = list(_interval_elements(of)) if interval else [_element(host(_FIB_TYPES[e])) for e in of.elements]
+        self._put_elements(table, of.name, encoded)
+
+    def renew_elements(self, table: str, name: str, addresses: Sequence[tuple[bytes, float]]) -> None:
+        """Have addresses be in a set with a timeout for so many seconds from now on, whether they are in it or not.
+
+        Before Linux 6.12 an element's timeout cannot be changed, and one that is not there cannot be removed: so each
+        is added, removed and added. Whoever looks meanwhile sees the state before.
+        """
+        plain = [_element(address) for address, _ in addresses]
+        timed = [_element(address, seconds=seconds) for address, seconds in addresses]
+        self._put_elements(table, name, timed, f"nft add element inet {table} {name}")
+        self._put_elements(table, name, plain, f"nft delete element inet {table} {name}", delete=True)
+        self._put_elements(table, name, timed)
+
+    def _put_elements(
+        self, table: str, name: str, encoded: Sequence[bytes], words: str = "", *, delete: bool = False
+    ) -> None:
+        kind = nftsocket.NFT_MSG_DELSETELEM if delete else nftsocket.NFT_MSG_NEWSETELEM
         for start in range(0, len(encoded), _ELEMENTS_A_MESSAGE):
-            attributes = [
+            attributes: list[tuple[str, Any]] = [
                 ("NFTA_SET_ELEM_LIST_TABLE", table),
-                ("NFTA_SET_ELEM_LIST_SET", of.name),
+                ("NFTA_SET_ELEM_LIST_SET", name),
                 ("NFTA_SET_ELEM_LIST_ELEMENTS", b"".join(encoded[start : start + _ELEMENTS_A_MESSAGE])),
             ]
-            self._put("", _ElementsMessage, nftsocket.NFT_MSG_NEWSETELEM, attributes, NLM_F_CREATE)
+            self._put(words, _ElementsMessage, kind, attributes, 0 if delete else NLM_F_CREATE)
 
     def delete_set(self, table: str, name: str) -> None:
         """Remove a set that no rule uses."""
@@ -251,8 +282,9 @@ def _shown(of: NftSet) -> str:
     return ", ".join(words)
 
 
-def _element(key: bytes, *, end: bool = False) -> bytes:
-    return tlv(NESTED | 1, value(1, key) + (u32(3, 1) if end else b""))
+def _element(key: bytes, *, end: bool = False, seconds: float = 0.0) -> bytes:
+    timeout = tlv(_ELEMENT_TIMEOUT, struct.pack("!Q", max(1, int(seconds * 1000)))) if seconds else b""
+    return tlv(NESTED | 1, value(1, key) + (u32(3, 1) if end else b"") + timeout)
 
 
 # ---- the socket ---------------------------------------------------------------------------------
@@ -341,13 +373,24 @@ class Nft:
         """List the names of a table's chains, [] if there is no such table. Raise KernelError."""
         return [_text(of[3]) for of in self._dump("nft list chains", _GETCHAIN) if _text(of[1]) == table]
 
-    def _dump(self, operation: str, kind: int) -> list[dict[int, bytes]]:
+    def elements(self, table: str, name: str) -> list[bytes]:
+        """List the keys of a set that are not over yet. Raise KernelError."""
+        which = name_attribute(1, table) + name_attribute(2, name)
+        found: list[bytes] = []
+        for of in self._dump("nft list set", _GETSETELEM, which):
+            for kind, element in _attributes(of.get(3, b""), 0):  # NFTA_SET_ELEM_LIST_ELEMENTS
+                key = dict(_attributes(element, 0)).get(1, b"")  # NFTA_SET_ELEM_KEY
+                found += [data for inner, data in _attributes(key, 0) if kind == inner == 1]
+        return found
+
+    def _dump(self, operation: str, kind: int, attributes: bytes = b"") -> list[dict[int, bytes]]:
         """Return the attributes of each answer. A dump that a change interrupted is asked for again."""
         for _ in range(_ATTEMPTS):
             self._sequence += 1
             body = struct.pack("=BBH", _INET, 0, 0)
-            request = _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
-            self._send(bytearray(request + body), operation)
+            size = _HEADER.size + len(body) + len(attributes)
+            request = _HEADER.pack(size, kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
+            self._send(bytearray(request + body + attributes), operation)
             found, interrupted = [], False
             for number, message in self._parts(operation):
                 if _HEADER.unpack_from(message)[2] & NLM_F_DUMP_INTR:

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gostnet.core.errors import KernelError
 from gostnet.core.resources import (
@@ -48,6 +48,9 @@ from .live import LiveKernel
 from .plan import Change, Held, Step, change_of, fold, inverse, perform, plan, undo
 from .recovery import InspectableKernel, is_of
 from .shared import guarded, inherited, spared
+
+if TYPE_CHECKING:
+    from .nft import Additions
 
 
 class Watcher(Protocol):
@@ -184,6 +187,13 @@ class Provisioner:
                 journal.append(Change(known.current, known.original))  # no longer ours
         self._end_if_empty(journal)
         return done
+
+    def admit(self, additions: Additions) -> None:
+        """Have addresses be in sets of the table (see `names_set`) for a while, all or none. Raise KernelError.
+
+        They are in no journal: they go with the table, and by themselves.
+        """
+        self._kernel.admit(table_name(self.instance), additions)
 
     def rollback(self) -> list[Step]:
         """Restore what was there before the first `apply`, and return the steps; [] if nothing is held.

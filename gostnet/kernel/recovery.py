@@ -27,7 +27,7 @@ from .plan import Kernel, Step, fold, perform, undo
 from .shared import guarded, spared
 
 if TYPE_CHECKING:
-    from .nft import ObservedTable
+    from .nft import Additions, ObservedTable
 
 TABLE_PREFIX = "gostnet-"
 LOCK_SUFFIX = "-lock"
@@ -46,6 +46,8 @@ class InspectableKernel(Kernel, Protocol):
     def routes(self) -> list[Route]: ...
 
     def has_ipv6(self) -> bool: ...
+
+    def admit(self, table: str, additions: Additions) -> None: ...
 
     def close(self) -> None: ...
 

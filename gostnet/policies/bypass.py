@@ -8,6 +8,7 @@ single addresses may carry a port or a range of ports (`example.com:80-90`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Final, TypeAlias
 
 from ..core.address import Endpoint
@@ -30,7 +31,18 @@ _OF_ADDRESSES: Final = frozenset("0123456789abcdef.:")
 class Patterns:
     """A compiled set of patterns. Immutable; a look-up costs microseconds whatever its size."""
 
-    __slots__ = ("_addresses", "_below", "_count", "_globs", "_names", "_ranges", "_suffixes", "textual")
+    __slots__ = (
+        "_addresses",
+        "_below",
+        "_count",
+        "_digest",
+        "_globs",
+        "_names",
+        "_ranges",
+        "_suffixes",
+        "_tokens",
+        "textual",
+    )
 
     def __init__(self, patterns: Iterable[_Pattern] = ()) -> None:
         ranges: list[tuple[int, int]] = []
@@ -60,6 +72,8 @@ class Patterns:
                     self.textual |= _may_be_of_address(key)
         self._ranges = Intervals(ranges)
         self._globs = GlobTable(globs)
+        self._tokens = globs
+        self._digest = ""
 
     def __len__(self) -> int:
         return self._count
@@ -73,6 +87,15 @@ class Patterns:
     def addresses(self) -> Mapping[int, Ports]:
         """The single addresses that match, with their ports."""
         return self._addresses
+
+    @property
+    def digest(self) -> str:
+        """What stands for the patterns that are about names: equal ones have the same. Takes a while the first time."""
+        if not self._digest:
+            tables = [sorted(of.items()) for of in (self._names, self._suffixes, self._below)]
+            globs = [([_shown(token) for token in tokens], ports) for tokens, ports in self._tokens]
+            self._digest = sha256(repr((tables, globs)).encode()).hexdigest()
+        return self._digest
 
     def matches(self, target: Endpoint) -> bool:
         """Tell whether any pattern covers `target`; port 0 is covered by patterns for any port, and for 0."""
@@ -109,6 +132,10 @@ def _add(table: dict[str, Ports] | dict[int, Ports], key: str | int, ports: Port
         known[key] = None
     else:
         known[key] = (*(known.get(key) or ()), *ports)
+
+
+def _shown(token: Token) -> tuple[str, str]:
+    return ("text", token) if isinstance(token, str) else (type(token).__name__, getattr(token, "source", ""))
 
 
 def _may_be_of_address(text: str) -> bool:

@@ -54,6 +54,7 @@ MAX_SIZE: Final = 65535
 
 _COUNTS = struct.Struct("!HHHHHH")
 _FIXED = struct.Struct("!HHIH")
+_SIZES: Final = {A: 4, AAAA: 16}
 _POINTER: Final = b"\xc0\x0c"
 """A name that is the one at the beginning of the question."""
 
@@ -353,6 +354,29 @@ def parse_answer(data: bytes) -> Answer:
         elif seconds and flags & RCODE == NOERROR:
             lifetime = Lifetime(min(seconds), False)
     return Answer(data, tuple(ttls), lifetime, opt, opt is not None and opt[1] == end == len(data))
+
+
+def addresses_of(data: bytes, kind: int) -> tuple[list[bytes], int]:
+    """Return the addresses (records of type A or AAAA) that a message answers with, and the least TTL of the answer.
+
+    ([], 0) for an error, for what is truncated or cannot be read. The TTLs of the names on the way (CNAME) count.
+    """
+    found: list[bytes] = []
+    ttls: list[int] = []
+    try:
+        _, flags, questions, count, _, _ = _COUNTS.unpack_from(data)
+        if flags & (RCODE | TC):
+            return [], 0
+        position = HEADER
+        for _ in range(questions):
+            position = _after_name(data, position) + 4
+        for record in _records(data, position, count):
+            ttls.append(record.ttl if record.ttl < 1 << 31 else 0)
+            if record.kind == kind and record.cls == IN and record.end - record.data_at == _SIZES[kind]:
+                found.append(data[record.data_at : record.end])
+    except (ProtocolError, struct.error):
+        return [], 0
+    return found, min(ttls, default=0)
 
 
 def truncate(wire: bytes, query: Query) -> bytes:

@@ -57,6 +57,8 @@ def test_a_listener_on_one_address_captures_for_it_only() -> None:
         ({"capture": "lan0", "capture_ports": "80-70"}, r"capture\.ports: '80-70' is not a port or range"),
         ({"capture": "lan0", "capture_ports": "0"}, r"capture\.ports: '0' is not"),
         ({"capture": "an-interface-name-too-long"}, r"capture: 'an-interface-name-too-long' is not an interface"),
+        ({"direct_names": "true"}, r"direct\.names: says nothing without `capture`"),
+        ({"capture": "lan0", "direct": "user", "direct_names": "true"}, r"direct\.names: says nothing with"),
         ({"capture_ports": "80"}, r"capture\.ports: says nothing without `capture`"),
     ],
 )

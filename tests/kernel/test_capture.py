@@ -121,6 +121,27 @@ def test_what_has_come_back_through_lo_is_not_decided_again() -> None:
     assert not any("@direct" in text for text in rules_of(table, "return_0"))
 
 
+def test_addresses_of_names_are_let_go_behind_networks_and_have_sets_of_their_own() -> None:
+    around = replace(AROUND, local=True, names="abc")
+    captures = [replace(TPROXY, local=True, around=around), replace(REDU, local=True, around=around)]
+    table = table_of(compile_captures(captures))
+    sets = [item for item in table.content if isinstance(item, NftSet) and item.timeout]
+    assert [(of.name, of.type) for of in sets] == [("names4_abc", "ipv4_addr"), ("names6_abc", "ipv6_addr")]
+    for chain in ("local_0", "local_1"):
+        rules = rules_of(table, chain)
+        named = [index for index, text in enumerate(rules) if "@names" in text]
+        assert len(named) == 2
+        assert all(rules[index].endswith("counter accept") for index in named)
+        assert max(index for index, text in enumerate(rules) if "@direct" in text) < min(named)
+        assert max(named) < len(rules) - 1
+    assert not any("@names" in text for text in rules_of(table, "interface_0"))
+
+
+def test_names_alone_are_enough_for_forwarding_to_be_asked_for() -> None:
+    resources = compile_captures([replace(TPROXY, around=Around(forwarded=True, names="abc"))])
+    assert len([item for item in resources if isinstance(item, Sysctl)]) == 2
+
+
 # ---- every set of captures ----------------------------------------------------------------------
 @given(st.lists(captures, min_size=1, max_size=4))
 def test_no_marked_packet_gets_far(given_captures: list[Capture]) -> None:

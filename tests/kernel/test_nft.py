@@ -215,3 +215,24 @@ def test_a_plan_shows_the_first_of_many_ranges() -> None:
     words = transaction.items[0].words
     assert "elements = { 0.0.0.0, 0.0.1.0-0.0.1.1, 0.0.2.0, " in words
     assert words.endswith("... 36 more }; }")
+
+
+# ---- sets with timeouts -------------------------------------------------------------------------
+def test_words_of_a_set_whose_elements_come_and_go() -> None:
+    table = NftTable("t", (NftSet("n", "ipv6_addr", (), timeout=3600, size=100),), note="slot 0")
+    words = "nft add set inet t n { type ipv6_addr; flags timeout; timeout 3600s; size 100; }"
+    assert words in nft_table.words(table, None)
+    assert not any("add set" in text or "delete set" in text for text in nft_table.words(table, table))
+
+
+def test_addresses_are_renewed_whether_they_are_there_or_not() -> None:
+    transaction = nft.Transaction()
+    addresses = [(ip_address(f"192.0.2.{number}").packed, 30.0 + number) for number in range(3)]
+    transaction.renew_elements("t", "n", addresses)
+    kinds = [item.message["header"]["type"] & 0xFF for item in transaction.items]
+    assert kinds == [12, 14, 12]
+    encoded = [dict(item.message["attrs"])["NFTA_SET_ELEM_LIST_ELEMENTS"] for item in transaction.items]
+    assert encoded[0] == encoded[2]
+    assert struct.pack("!Q", 31_000) in encoded[0]
+    assert struct.pack("!Q", 31_000) not in encoded[1]
+    assert all(address in each for each in encoded for address, _ in addresses)

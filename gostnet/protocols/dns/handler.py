@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,10 @@ MAX_REFRESHES: Final = 32
 """Answers refreshed at a time, as in GOST; beyond it an expired one is asked for again by who wants it."""
 SYSTEM_PERIOD: Final = 5.0
 """Seconds for which what was read of resolv.conf holds."""
+
+
+Answered = Callable[[str, Sequence[bytes], int], Awaitable[None]]
+"""Takes a name, addresses in network order, and the seconds that the client may keep them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ class DnsHandler:
         self._by_node: dict[Node, NameServer] = {}
         self._listed: list[_Upstream] | None = None
         self._system: tuple[float, list[_Upstream]] = (0.0, [])
+        self.answered: Answered | None = None
+        """Called with the addresses that a name is about to be answered with; the client waits for it."""
 
     async def handle(self, flow: Flow, conn: Stream | Datagrams, egress: Egress) -> None:
         """Answer the queries of one client, in the order in which the answers come."""
@@ -210,6 +216,10 @@ class DnsHandler:
                 found = await self._look_up(query, key, flow, egress)
                 answer = found.for_client(query) if found is not None else wire.reply(query, wire.SERVFAIL)
             sent = answer if len(answer) <= limit else wire.truncate(answer, query)
+            if self.answered is not None and query.kind in (wire.A, wire.AAAA) and query.cls == wire.IN:
+                addresses, ttl = wire.addresses_of(sent, query.kind)
+                if addresses:
+                    await self.answered(query.name, addresses, ttl)
             await send(sent)
             if flow.details is not None:
                 shown = dns_fields(data, sent, cached=cached)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import dns.edns
 import dns.flags
 import dns.message
 import dns.opcode
 import dns.rcode
+import dns.rrset
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +21,7 @@ from hypothesis import strategies as st
 from gostnet.config import schema
 from gostnet.core.address import Endpoint
 from gostnet.core.errors import ConfigError
-from gostnet.core.tasks import run
+from gostnet.core.tasks import Scope, run
 from gostnet.pipeline.handler import HandlerContext
 from gostnet.policies.bypass import PatternBypass, compile_patterns
 from gostnet.policies.entries import inline
@@ -28,6 +32,7 @@ from gostnet.policies.resolver import DNSResolver
 from gostnet.protocols.dns.handler import DnsHandler, system_servers
 from gostnet.testing.certificates import Authority
 from gostnet.transports.tls import TlsLayer
+from gostnet.wire import dns_message as wire
 
 from ..vectors import Peer, UdpPeer, closed_port, router
 from .kit import Upstream, answer, ask, handler, serving, targets, texts
@@ -564,3 +569,72 @@ def test_questions_in_work_end_with_the_service() -> None:
             assert made._running == {}
 
     run(main())
+
+
+# ---- who is told of answers ---------------------------------------------------------------------
+def test_who_wants_to_know_hears_of_addresses_before_the_client_has_them_also_from_the_cache() -> None:
+    told: list[tuple[str, list[str], int]] = []
+    heard = asyncio.Event()
+    leave = asyncio.Event()
+
+    async def listen(name: str, addresses: Sequence[bytes], ttl: int) -> None:
+        told.append((name, [socket.inet_ntop(2 if len(a) == 4 else 10, a) for a in addresses], ttl))
+        heard.set()
+        await leave.wait()
+
+    def script(query: dns.message.Message) -> bytes:
+        reply = dns.message.make_response(query)
+        name, kind = query.question[0].name, query.question[0].rdtype
+        reply.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", "b.test."))
+        values = {1: ("A", "192.0.2.1", "192.0.2.2"), 28: ("AAAA", "2001:db8::1")}.get(kind)
+        if values is not None:
+            reply.answer.append(dns.rrset.from_text("b.test.", 300, "IN", *values))
+        return reply.to_wire()
+
+    async def main() -> None:
+        async with Upstream(script).running() as upstream:
+            made = handler(f"{upstream.address}")
+            made.answered = listen
+            async with serving(made) as address:
+                asking = Scope("test").start(ask(address, question("A.test")))
+                await heard.wait()
+                assert not asking.done()
+                leave.set()
+                assert "192.0.2.1" in texts(await asking)
+                await ask(address, question("a.test"))
+                await ask(address, question("a.test", "AAAA"))
+                await ask(address, question("a.test", "TXT"))
+                await ask(address, question("a.test", rdclass="CH"))
+        assert told == [
+            ("a.test", ["192.0.2.1", "192.0.2.2"], 60),
+            ("a.test", ["192.0.2.1", "192.0.2.2"], 60),
+            ("a.test", ["2001:db8::1"], 60),
+        ]
+
+    run(main())
+
+
+@pytest.mark.parametrize("options", [{"rcode": dns.rcode.NXDOMAIN}, {"flags": dns.flags.TC}])
+def test_what_is_no_answer_is_not_told(options: dict[str, Any]) -> None:
+    told: list[str] = []
+
+    async def listen(name: str, addresses: Sequence[bytes], ttl: int) -> None:
+        told.append(name)
+
+    async def main() -> None:
+        async with one(**options).running() as upstream:
+            made = handler(f"{upstream.address}")
+            made.answered = listen
+            async with serving(made) as address:
+                await ask(address, question())
+        assert told == []
+
+    run(main())
+
+
+@given(st.binary(max_size=100), st.sampled_from([wire.A, wire.AAAA]))
+def test_addresses_of_any_bytes_are_whole_ones(data: bytes, kind: int) -> None:
+    for message in (data, data[:4].ljust(4, b"\0") + b"\0\1\0\1\0\0\0\0" + data[4:]):
+        found, ttl = wire.addresses_of(message, kind)
+        assert all(len(each) == (4 if kind == wire.A else 16) for each in found)
+        assert 0 <= ttl < 1 << 31
