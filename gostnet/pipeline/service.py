@@ -262,17 +262,19 @@ class Service:
         if flow.target is None and flow.error is None and not flow.connected and self.log.level > DEBUG:
             return
         client = str(flow.client)
+        local = str(flow.ingress)
         fields: dict[str, Any] = {
             "remote": client if peer == flow.client else str(peer),
             "client": client,
-            "local": str(flow.ingress),
+            "local": local,
             "sid": flow.sid,
             "network": flow.network,
         }
         if flow.user:
             fields["clientID"] = flow.user
+        target = local
         if flow.target is not None:
-            fields["dst"] = str(flow.target)
+            target = fields["dst"] = str(flow.target)
         if flow.host:
             fields["host"] = flow.host
         if flow.route:
@@ -284,18 +286,16 @@ class Service:
             fields["engine"] = flow.engine
         if flow.labels:
             fields["labels"] = dict(flow.labels)
-        target = flow.target or flow.ingress
         if flow.error is not None:
             fields["error"] = str(flow.error) or type(flow.error).__name__
             fields["code"] = getattr(flow.error, "code", "error")
         if flow.reason:
             fields["reason"] = flow.reason
         if flow.error is None or flow.connected:
-            self._flow_log.info(f"{flow.client} >-< {target}", **fields)
-        elif isinstance(flow.error, PolicyDenied):
-            self._flow_log.info(f"{flow.client} >! {target}", **fields)
+            sign = ">-<"
         else:
-            self._flow_log.info(f"{flow.client} >< {target}", **fields)
+            sign = ">!" if isinstance(flow.error, PolicyDenied) else "><"
+        self._flow_log.emit("info", f"{client} {sign} {target}", fields)
 
     async def drain(self, seconds: float) -> None:
         """Let the connections end by themselves for `seconds`, then cancel the rest."""
