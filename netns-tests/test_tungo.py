@@ -388,6 +388,56 @@ def test_tools_of_the_system(
     assert len(flows(process, "tcp")) >= 8
 
 
+# ---- a stop --------------------------------------------------------------------------------------
+def turn(sock: socket.socket, data: bytes) -> None:
+    """Send, and take back from an echo server."""
+    sock.sendall(data)
+    back = bytearray()
+    while len(back) < len(data):
+        back += sock.recv(len(data) - len(back)) or pytest.fail("the connection ended")
+    assert back == data
+
+
+@ENGINES
+@VERSIONS
+def test_a_connection_that_runs_when_the_stop_comes_may_end_and_new_ones_are_reset(
+    three: Network, servers: Servers, daemon: Daemon, unchanged: Any, engine: str, version: int
+) -> None:
+    echoing = servers.endpoint("echo/tcp", version)
+    with unchanged(three["client"], timeout=3.0):
+        process = daemon(three["client"], configuration(tungo__engine=engine, route=ROUTES))
+        assert echo_datagram(three["client"], servers.endpoint("echo/udp", version), b"1")[0] == b"1"
+        with connect(three["client"], echoing) as sock:
+            turn(sock, os.urandom(100_000))
+            process.send(signal.SIGTERM)
+            process.wait_for("stopping")
+            for _ in range(3):
+                with pytest.raises(ConnectionError):
+                    echo(three["client"], echoing, b"1")
+                turn(sock, os.urandom(300_000))
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(1) == b""
+        assert process.wait() == 0
+        ((flow),) = flows(process, "tcp")
+        assert (flow["inputBytes"], flow["outputBytes"]) == (1_000_000, 1_000_000)
+        assert "error" not in flow
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_a_connection_that_runs(
+    three: Network, servers: Servers, daemon: Daemon, unchanged: Any, workers: int
+) -> None:
+    with unchanged(three["client"], timeout=3.0):
+        process = daemon(three["client"], {"workers": workers, **configuration(route=ROUTES)})
+        with connect(three["client"], servers.endpoint("echo/tcp")) as sock:
+            turn(sock, b"1")
+            process.send(signal.SIGTERM)
+            process.wait_for("stopping")
+            turn(sock, b"1")
+            process.send(signal.SIGTERM)
+            assert process.wait(timeout=3.0) == 0  # of the five that a drain has
+
+
 # ---- no trace ------------------------------------------------------------------------------------
 EVERYTHING: dict[str, Any] = {
     "route": "0.0.0.0/0,::/0,10.0.0.0/8",

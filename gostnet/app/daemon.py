@@ -120,7 +120,7 @@ class Daemon:
         await signals.serve(scope, lambda quiet: self._reload_now(scope, quiet))
         log.info("stopping")
         notify("STOPPING=1")
-        await self._wind_down(scope)
+        await self._wind_down(scope, signals)
         log = self._assembly.log
         log.info("stopped")
         log.sink.close()
@@ -298,16 +298,24 @@ class Daemon:
             old_log.sink.close()
 
     # ---- end -----------------------------------------------------------------------------------
-    async def _wind_down(self, scope: Scope) -> None:
-        """Stop accepting, let connections drain, cancel the rest, give the kernel back."""
+    async def _wind_down(self, scope: Scope, signals: Signals) -> None:
+        """Stop accepting, let connections drain until a second signal, cancel the rest, give the kernel back."""
         services = [running.service for running in self._running.values()]
         await self._keeping.cancel()
         hooks = self._assembly.hooks if self._assembly is not None else {}
         for running in self._running.values():
             await run_hooks("pre-down", hooks[running.service.name].pre_down, running.service.log)
             running.task.cancel()
-            await running.service.aclose()
+            await asyncio.wait((running.task,))
+            await running.service.retire()
         drains = Scope("drain")
+
+        async def hasten() -> None:
+            await signals.insisted.wait()
+            for service in services:
+                await service.hasten()
+
+        scope.start(hasten(), "hasten")
         for service in services:
             drains.start(service.drain(DRAIN_TIMEOUT), service.name)
         await drains.drain(DRAIN_TIMEOUT + 5)

@@ -12,21 +12,30 @@ from ..core.tasks import Scope
 
 
 class Signals:
-    """TERM and INT ask to stop, HUP to reload; so does the time, every `period` seconds if that is not 0."""
+    """TERM and INT ask to stop, a second one at once; HUP asks to reload, and so does the time.
+
+    insisted    a second one has come
+    """
 
     def __init__(self, period: float = 0.0) -> None:
-        """Listen from now on, in the running loop."""
+        """Listen from now on, in the running loop; reload every `period` seconds if that is not 0."""
         self._period = period
         self._stop = asyncio.Event()
+        self.insisted = asyncio.Event()
         self._reload = asyncio.Event()
         loop = asyncio.get_running_loop()
         actions: Sequence[tuple[int, Callable[[], None]]] = (
-            (signal.SIGTERM, self._stop.set),
-            (signal.SIGINT, self._stop.set),
+            (signal.SIGTERM, self._ask_to_stop),
+            (signal.SIGINT, self._ask_to_stop),
             (signal.SIGHUP, self._reload.set),
         )
         for number, action in actions:
             loop.add_signal_handler(number, action)
+
+    def _ask_to_stop(self) -> None:
+        if self._stop.is_set():
+            self.insisted.set()
+        self._stop.set()
 
     async def stopped(self) -> bool:
         """Wait until asked to stop; always False: nothing goes on."""

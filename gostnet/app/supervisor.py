@@ -143,6 +143,7 @@ class Supervisor:
                 self._log.info("stopping")
                 notify("STOPPING=1")
                 status = 0
+            scope.start(self._kill_when_told(signals), "kill")
             await self._stop()
             if status == 0:
                 self._log.info("stopped")
@@ -154,6 +155,12 @@ class Supervisor:
             self._log.sink.close()
             os.close(self._ledger.descriptor)
         return status
+
+    async def _kill_when_told(self, signals: Signals) -> None:
+        """Let no worker drain after a second signal; what the kernel holds for them is given back here."""
+        await signals.insisted.wait()
+        for member in self._members.values():
+            member.kill()
 
     def _logger(self, loaded: Loaded) -> Logger:
         return logger_of(loaded.config.log, {}, self._ledger)

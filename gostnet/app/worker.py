@@ -152,7 +152,7 @@ class Worker(Daemon):
         """Start, tell so, follow orders to the end; return the exit status."""
         loaded = self._begin.loaded
         scope = Scope("worker")
-        Signals()  # they go to all processes of a terminal or a unit: what they mean comes as an order
+        signals = Signals()  # they go to all processes of a terminal or a unit: what they mean comes as an order
         try:
             assembly = self._assembly = self._assemble(loaded)
         except GostnetError as exc:
@@ -166,7 +166,7 @@ class Worker(Daemon):
             return 1
         self._orders.send(Done(self._ports()))
         await self._follow(scope)
-        await self._wind_down(scope)
+        await self._wind_down(scope, signals)
         self._assembly.log.sink.close()
         return 0
 

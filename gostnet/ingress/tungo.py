@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, ClassVar, Literal
@@ -25,7 +26,7 @@ from ..core.packets import Setup
 from ..core.registry import register
 from ..core.resources import MARK_OWN, ROUTE_PROTOCOL, Address, Inlet, Link, Resource, Route, Sysctl
 from ..core.sockets import any_readable
-from ..core.tasks import in_thread
+from ..core.tasks import Scope, in_thread
 from ..dataplane.rewriting import Rewriter
 from ..dataplane.sessions import Session, Sessions
 from ..dataplane.tcp_runs import HEADER_SIZE
@@ -136,6 +137,7 @@ class TungoSource(Source[Any]):
         self._routes: tuple[Route, ...] = ()
         self._handed_out = False
         self._warned = False
+        self._refusing: Scope | None = None
 
     def _make_tcp(self, address: Endpoint) -> RedSource:
         return RedSource(address, RedOptions(tproxy=True), None, self._context, mark=MARK_OWN)
@@ -366,18 +368,46 @@ class TungoSource(Source[Any]):
             for route in self._routes:
                 kernel.put_route(Route(route.destination, route.table, device=self._name, gateway=route.gateway))
 
+    async def retire(self) -> None:
+        """Reset new TCP connections from now on, and end the flows of UDP and ICMP, which have no end of their own."""
+        self._end_datagrams()
+        if self._device is not None and not self._device.closed:
+            self._refusing = Scope(f"{self._name} refuses")
+            self._refusing.start(self._refuse(self._device))
+
+    async def _refuse(self, device: TunDevice) -> None:
+        """Reset what comes, and go on turning packets around where that is done here."""
+        tcp, nat = self._tcp, self._nat
+        places = (tcp.readiness,) if nat is None else (tcp.readiness, device.readiness)
+        while True:
+            with suppress(AcceptError):  # no descriptors left: those wait, and end with the device
+                while fresh := tcp.accept_now():
+                    for _, stream in fresh:
+                        stream.reset()
+            if nat is not None and not nat.turn_all():
+                return  # somebody has deleted the device, and its connections with it
+            await any_readable(*places)
+
+    def _end_datagrams(self) -> None:
+        if self._echoes is not None:
+            self._echoes.close()
+            self._echoes = None
+        self._udp.abort()
+
     async def aclose(self) -> None:
         """Close the device, which removes it, and the sockets."""
+        refusing, self._refusing = self._refusing, None
+        if refusing is not None:
+            await refusing.cancel()
+            if self._nat is not None:
+                self._nat.turn_all()  # the ends of the last connections are on their way
         self.abort()
 
     def abort(self) -> None:
         """Close the device, which removes it, and the sockets."""
         self._handed_out = False
-        if self._echoes is not None:
-            self._echoes.close()
-            self._echoes = None
+        self._end_datagrams()
         self._tcp.abort()
-        self._udp.abort()
         if self._bounce is not None:
             self._bounce.close()
             self._bounce = None
@@ -411,6 +441,15 @@ class _Nat:
         if ends is not None:
             flow.client, flow.target = ends
             flow.hash, flow.reason = flow.client.host, ""
+
+    def turn_all(self) -> bool:
+        """Turn around what waits, and drop what is no TCP; False if the device is gone."""
+        try:
+            for _ in self.others():
+                pass
+        except ConnError:
+            return False
+        return True
 
     def others(self) -> Iterator[memoryview]:
         """Read the device, at most _PACKETS packets, and yield what is no TCP. Raise ConnError if it is gone."""

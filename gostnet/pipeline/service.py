@@ -297,12 +297,22 @@ class Service:
             sign = ">!" if isinstance(flow.error, PolicyDenied) else "><"
         self._flow_log.emit("info", f"{client} {sign} {target}", fields)
 
+    async def retire(self) -> None:
+        """Take no more connections; those that run go on until `drain`."""
+        await self.listener.source.retire()
+
     async def drain(self, seconds: float) -> None:
-        """Let the connections end by themselves for `seconds`, then cancel the rest."""
+        """Let the connections end by themselves for `seconds`, then cancel the rest and close the listener."""
         if self._scope is not None:
             await self._scope.drain(seconds)
-            await self._scope.cancel()
+        await self.hasten()
+        await self.aclose()
         self._close_handler()
+
+    async def hasten(self) -> None:
+        """Cancel the connections that run, which ends a `drain`."""
+        if self._scope is not None:
+            await self._scope.cancel()
 
     def _close_handler(self) -> None:
         if isinstance(self.handler, Closing):

@@ -46,6 +46,13 @@ class Source(Closable, Generic[T]):
         """Return the kernel state it needs; valid once open (the port is known then)."""
         return ()
 
+    async def retire(self) -> None:
+        """Take no more connections, and keep until `aclose` what those that run still need; nobody accepts any more.
+
+        Most need nothing, and close here.
+        """
+        await self.aclose()
+
 
 class Session(Closable):
     """One underlying connection that carries many streams."""

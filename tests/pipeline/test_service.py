@@ -249,6 +249,41 @@ def test_s12_accepting_fails_for_a_while_then_goes_on(monkeypatch: pytest.Monkey
     run(main())
 
 
+def test_what_connections_need_of_a_listener_stays_until_the_drain_ends_which_may_be_hastened() -> None:
+    class Device(TcpSource):
+        closed = 0
+
+        async def retire(self) -> None:
+            assert not self.closed
+
+        def abort(self) -> None:
+            self.closed += 1
+            super().abort()
+
+    async def main() -> None:
+        source = Device(Endpoint("127.0.0.1", 0), TcpOptions())
+        service = Service("test", Listener("tcp", source), Echo(), Direct())
+        await service.open()
+        scope = Scope("service")
+        scope.start(service.serve())
+        stream = await client(service)
+        assert await ask(stream, b"a") == b"a"
+        await scope.cancel()
+        await service.retire()
+        draining = Scope("drain")
+        draining.start(service.drain(60))
+        assert await ask(stream, b"still") == b"still"
+        assert source.closed == 0
+        await service.hasten()
+        await draining.drain(5)
+        assert len(draining) == 0
+        assert await stream.receive() == b""
+        assert source.closed == 1
+        stream.abort()
+
+    run(main())
+
+
 def test_s10_draining_lets_a_connection_finish_and_cancels_the_rest() -> None:
     async def main() -> None:
         service, scope = await started()
