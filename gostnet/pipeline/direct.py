@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from ..core.address import Endpoint, parse_ip
 from ..core.contracts import Resolver
@@ -12,7 +13,7 @@ from ..core.flow import Flow
 from ..core.sockets import PLAIN, DialOptions, SocketStream, connect_tcp
 from ..core.stream import Stream
 from ..core.udp_socket import UdpSocket, open_udp
-from .names import AnyPeer, Renamed, addresses_of
+from .names import AnyPeer, Renamed, addresses_of, lacks_family, other_addresses
 from .race import connect_any
 
 
@@ -42,7 +43,13 @@ class Direct:
         if parse_ip(host) is not None:
             return await self._connect_ip(host, target.port)
         addresses = await addresses_of(host, None, self._resolver)
-        return await connect_any(lambda where: self._connect_ip(where.host, where.port), addresses, target.port)
+        more = lacks_family(host, None, self._resolver, addresses)
+        return await connect_any(
+            lambda where: self._connect_ip(where.host, where.port),
+            addresses,
+            target.port,
+            partial(other_addresses, host, None, self._resolver, addresses) if more else None,
+        )
 
     async def _connect_ip(self, host: str, port: int) -> SocketStream:
         error: DialError | None = None

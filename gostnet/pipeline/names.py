@@ -10,7 +10,7 @@ from ..core.address import Endpoint
 from ..core.contracts import Hosts, Resolver
 from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.egress import Egress
-from ..core.errors import DialError, GostnetError, ResolveError
+from ..core.errors import GostnetError, ResolveError
 from ..core.flow import Flow
 from ..core.stream import Stream
 from ..core.tasks import Scope
@@ -50,18 +50,25 @@ async def addresses_of(host: str, hosts: Hosts | None, resolver: Resolver | None
 async def other_addresses(
     host: str, hosts: Hosts | None, resolver: Resolver | None, known: Sequence[str]
 ) -> Sequence[str]:
-    """Return the addresses of `host` in the family that `known` has none of: for when those do not lead anywhere.
+    """Return the addresses of `host` in the family that `known` has none of: for when those are slow or lead nowhere.
 
     A resolver gives those of the family that it prefers, so that usually one question is enough. () for none.
     """
-    six = [":" in address for address in known]
-    if resolver is None or not six or len(set(six)) > 1 or (hosts is not None and hosts.lookup(host)):
+    if resolver is None or not lacks_family(host, hosts, resolver, known):
         return ()
+    six = [":" in address for address in known]
     try:
         found = await resolver.resolve(host, 4 if six[0] else 6)
     except ResolveError:
         return ()
     return [address for address in found if address not in known]
+
+
+def lacks_family(host: str, hosts: Hosts | None, resolver: Resolver | None, known: Sequence[str]) -> bool:
+    """Tell whether there may be addresses of `host` in another family than `known` has, which nobody has asked for."""
+    if resolver is None or getattr(resolver, "both_families", False) or Endpoint(host, 0).ip is not None:
+        return False
+    return len({":" in address for address in known}) == 1 and not (hosts is not None and hosts.lookup(host))
 
 
 async def resolved(address: Endpoint, hosts: Hosts | None, resolver: Resolver | None, family: int = 0) -> Endpoint:
@@ -89,16 +96,16 @@ class Named:
         def dial(where: Endpoint) -> Awaitable[Stream]:
             return self._lower.connect(flow, where)
 
-        tried = flow.tried
-        try:
+        if not lacks_family(target.host, self._hosts, self._resolver, found):
             return await connect_any(dial, found, target.port)
-        except DialError:
+        tried = flow.tried
+
+        async def others() -> Sequence[str]:
             if flow.tried is not tried:
-                raise  # it was a node before this one that failed
-            other = await other_addresses(target.host, self._hosts, self._resolver, found)
-            if not other:
-                raise
-            return await connect_any(dial, other, target.port)
+                return ()  # it was a node before this one that failed
+            return await other_addresses(target.host, self._hosts, self._resolver, found)
+
+        return await connect_any(dial, found, target.port, others)
 
     async def associate(self, flow: Flow, target: Endpoint | None) -> Datagrams:
         """Open an association to the first address of `target` for which that works."""

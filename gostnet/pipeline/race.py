@@ -13,8 +13,8 @@ from ..core.tasks import Scope
 
 T = TypeVar("T")
 
-FALLBACK_DELAY = 0.3
-"""Seconds before the next address is tried beside the one at hand: Go's happy-eyeballs delay (RFC 8305)."""
+FALLBACK_DELAY = 0.25
+"""Seconds before the next address is tried beside the one at hand (RFC 8305 section 5)."""
 
 MAX_RACING = 8
 """Attempts that run at the same time: a name with many addresses must not become many connections."""
@@ -26,11 +26,15 @@ async def race(
     *,
     delay: float = 0.0,
     limit: int = MAX_RACING,
+    more: Callable[[], Awaitable[Sequence[Callable[[], Awaitable[T]]]]] | None = None,
 ) -> T:
     """Return the first result; the other attempts are cancelled, and a result that one had all the same is discarded.
 
     The attempts start in order, the next one `delay` seconds after the one before or as soon as one fails, at most
     `limit` at a time. Raise the first error when all have failed. Cancelling it leaves no result behind.
+
+    more    finds further attempts; asked once, when the first has not ended within the delay or all have failed. They
+            take turns with those that still wait
     """
     loop = asyncio.get_running_loop()
     scope = Scope("race")
@@ -39,6 +43,7 @@ async def race(
     waiting = deque(attempts)
     wake = asyncio.Event()
     running = 0
+    slow = False
 
     async def run(attempt: Callable[[], Awaitable[T]]) -> None:
         nonlocal running
@@ -55,8 +60,24 @@ async def race(
             running -= 1
             wake.set()
 
+    async def extend(find: Callable[[], Awaitable[Sequence[Callable[[], Awaitable[T]]]]]) -> None:
+        nonlocal running
+        try:
+            found = taking_turns(await find(), list(waiting))
+            waiting.clear()
+            waiting.extend(found)
+        except Exception as exc:
+            errors.append(exc)
+        finally:
+            running -= 1
+            wake.set()
+
     try:
         while not won.done():
+            if more is not None and (slow or not (waiting or running)):
+                running += 1
+                scope.start(extend(more))
+                more = None
             pause: float | None = None
             if waiting and running < limit:
                 running += 1
@@ -68,10 +89,10 @@ async def race(
                 continue
             wake.clear()
             try:
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(pause if more is None else delay):
                     await wake.wait()
             except TimeoutError:
-                pass
+                slow = True
         return won.result()
     except asyncio.CancelledError:
         if won.done():
@@ -82,27 +103,45 @@ async def race(
         await scope.cancel()
 
 
-async def connect_any(connect: Callable[[Endpoint], Awaitable[Stream]], hosts: Sequence[str], port: int) -> Stream:
-    """Connect to one of the addresses of a name, in their order, the families taking turns (RFC 8305 section 4)."""
-    if len(hosts) == 1:
+async def connect_any(
+    connect: Callable[[Endpoint], Awaitable[Stream]],
+    hosts: Sequence[str],
+    port: int,
+    others: Callable[[], Awaitable[Sequence[str]]] | None = None,
+) -> Stream:
+    """Connect to one of the addresses of a name, in their order, the families taking turns (RFC 8305 section 4).
+
+    others    finds the addresses in the family that `hosts` has none of: asked when those are slow or lead nowhere
+    """
+    if len(hosts) == 1 and others is None:
         return await connect(Endpoint(hosts[0], port))
 
     def attempt(host: str) -> Callable[[], Awaitable[Stream]]:
         return lambda: connect(Endpoint(host, port))
 
-    return await race([attempt(host) for host in interleaved(hosts)], Stream.abort, delay=FALLBACK_DELAY)
+    async def more() -> list[Callable[[], Awaitable[Stream]]]:
+        assert others is not None
+        return [attempt(host) for host in await others()]
+
+    return await race(
+        [attempt(host) for host in interleaved(hosts)],
+        Stream.abort,
+        delay=FALLBACK_DELAY,
+        more=more if others is not None else None,
+    )
 
 
 def interleaved(hosts: Sequence[str]) -> Sequence[str]:
     """Return the addresses with the families taking turns, beginning with that of the first."""
     first = ":" in hosts[0]
-    queues = (
-        deque(host for host in hosts if (":" in host) == first),
-        deque(host for host in hosts if (":" in host) != first),
+    return taking_turns(
+        [host for host in hosts if (":" in host) == first], [host for host in hosts if (":" in host) != first]
     )
-    if not queues[1]:
-        return hosts
-    turns: list[str] = []
-    while queues[0] or queues[1]:
-        turns += [queue.popleft() for queue in queues if queue]
-    return turns
+
+
+def taking_turns(first: Sequence[T], second: Sequence[T]) -> Sequence[T]:
+    """Return the items of both in turn, as long as both have some."""
+    if not first or not second:
+        return first or second
+    shared = min(len(first), len(second))
+    return [item for pair in zip(first, second, strict=False) for item in pair] + [*first[shared:], *second[shared:]]

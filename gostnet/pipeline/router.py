@@ -29,7 +29,7 @@ from ..core.tasks import deadline
 from . import chain
 from .destination import refuses_address
 from .direct import Direct
-from .names import AnyPeer, Renamed, addresses_of, associate_any, other_addresses
+from .names import AnyPeer, Renamed, addresses_of, associate_any, lacks_family, other_addresses
 from .race import connect_any
 
 T = TypeVar("T")
@@ -213,21 +213,20 @@ class ServiceRouter:
     async def _to_any(
         self, flow: Flow, target: Endpoint, hosts: Sequence[str], kind: _Kind[T], routes: list[chain.Route]
     ) -> T:
-        """Reach one of the addresses of `target`; when none leads anywhere, one of those in the other family."""
+        """Reach one of the addresses of `target`; where they are slow or lead nowhere, of the other family as well."""
         tried = flow.tried
 
         def dial(where: Endpoint) -> Awaitable[T]:
             return self._through(flow, where, kind, routes)
 
-        try:
-            return await kind.any_of(dial, self._permitted(flow, target, hosts), target)
-        except DialError:
+        async def others() -> Sequence[str]:
             if flow.tried is not tried:
-                raise  # it was a node that failed
-            other = await other_addresses(target.host, self.hosts, self.resolver, hosts)
-            if not other:
-                raise
-            return await kind.any_of(dial, self._permitted(flow, target, other), target)
+                return ()  # it was a node that failed
+            found = await other_addresses(target.host, self.hosts, self.resolver, hosts)
+            return self._allowed(flow, target, found)
+
+        more = lacks_family(target.host, self.hosts, self.resolver, hosts)
+        return await kind.any_of(dial, self._permitted(flow, target, hosts), target, others if more else None)
 
     async def _through(self, flow: Flow, where: Endpoint | None, kind: _Kind[T], routes: list[chain.Route]) -> T:
         """Reach `where`, a name or one of its addresses, by the route that the chain gives for it."""
@@ -244,14 +243,17 @@ class ServiceRouter:
 
     def _permitted(self, flow: Flow, target: Endpoint, hosts: Sequence[str]) -> Sequence[str]:
         """Return the addresses behind an allowed name that are allowed as well. Raise BypassDenied for none (R16)."""
-        bypass = self.bypass
-        if bypass is None:
-            return hosts
-        found = [host for host in hosts if not refuses_address(bypass, flow.network, Endpoint(host, target.port))]
-        if not found:
+        found = self._allowed(flow, target, hosts)
+        if hosts and not found:
             flow.reason = f"{Endpoint(hosts[0], target.port)}, behind {target.host}, is bypassed by the service"
             raise BypassDenied(flow.reason)
         return found
+
+    def _allowed(self, flow: Flow, target: Endpoint, hosts: Sequence[str]) -> Sequence[str]:
+        bypass = self.bypass
+        if bypass is None:
+            return hosts
+        return [host for host in hosts if not refuses_address(bypass, flow.network, Endpoint(host, target.port))]
 
 
 class _Kind(Protocol[T]):
@@ -259,7 +261,13 @@ class _Kind(Protocol[T]):
 
     async def reach(self, way: Egress, flow: Flow, where: Endpoint | None) -> T: ...
 
-    async def any_of(self, dial: Callable[[Endpoint], Awaitable[T]], hosts: Sequence[str], target: Endpoint) -> T: ...
+    async def any_of(
+        self,
+        dial: Callable[[Endpoint], Awaitable[T]],
+        hosts: Sequence[str],
+        target: Endpoint,
+        others: Callable[[], Awaitable[Sequence[str]]] | None = None,
+    ) -> T: ...
 
 
 class _Connecting:
@@ -268,9 +276,13 @@ class _Connecting:
         return await way.connect(flow, where)
 
     async def any_of(
-        self, dial: Callable[[Endpoint], Awaitable[Stream]], hosts: Sequence[str], target: Endpoint
+        self,
+        dial: Callable[[Endpoint], Awaitable[Stream]],
+        hosts: Sequence[str],
+        target: Endpoint,
+        others: Callable[[], Awaitable[Sequence[str]]] | None = None,
     ) -> Stream:
-        return await connect_any(dial, hosts, target.port)
+        return await connect_any(dial, hosts, target.port, others)
 
 
 class _Associating:
@@ -278,9 +290,19 @@ class _Associating:
         return await way.associate(flow, where)
 
     async def any_of(
-        self, dial: Callable[[Endpoint], Awaitable[Datagrams]], hosts: Sequence[str], target: Endpoint
+        self,
+        dial: Callable[[Endpoint], Awaitable[Datagrams]],
+        hosts: Sequence[str],
+        target: Endpoint,
+        others: Callable[[], Awaitable[Sequence[str]]] | None = None,
     ) -> Datagrams:
-        return Renamed(await associate_any(dial, hosts, target.port), target)
+        try:
+            return Renamed(await associate_any(dial, hosts, target.port), target)
+        except DialError:
+            found = await others() if others is not None else ()
+            if not found:
+                raise
+            return Renamed(await associate_any(dial, found, target.port), target)
 
 
 _CONNECT = _Connecting()

@@ -33,7 +33,12 @@ class _Known:
 
 
 class SystemResolver:
-    """Asks the C library in threads, with a short-lived cache; equal look-ups at the same time are one."""
+    """Asks the C library in threads, with a short-lived cache; equal look-ups at the same time are one.
+
+    both_families   asked for no family, it gives the addresses of both
+    """
+
+    both_families: Final = True
 
     def __init__(self, *, clock: Clock = time.monotonic, threads: int = THREADS, entries: int = MAX_ENTRIES) -> None:
         self._clock = clock

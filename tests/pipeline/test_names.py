@@ -12,11 +12,13 @@ from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagram, Datagrams
 from gostnet.core.errors import BypassDenied, DialRefused, ResolveError
 from gostnet.core.flow import Flow
+from gostnet.core.stream import Stream
 from gostnet.core.tasks import run
 from gostnet.pipeline.chain import Chain
 from gostnet.pipeline.direct import Direct as RealDirect
 from gostnet.pipeline.hop import Hop
 from gostnet.pipeline.names import MAX_HELD, AnyPeer, addresses_of
+from gostnet.pipeline.race import FALLBACK_DELAY
 from gostnet.pipeline.router import ServiceRouter
 from gostnet.policies.bypass import PatternBypass, combine
 
@@ -148,9 +150,96 @@ def test_the_other_family_is_asked_for_when_the_preferred_one_leads_nowhere() ->
 def test_the_other_family_is_refused_by_the_bypass_as_well() -> None:
     direct = Direct(dead=("[2001:db8::1]:80",))
     resolver = Families(["10.0.0.1"], ["2001:db8::1"])
-    with pytest.raises(BypassDenied):
+    with pytest.raises(DialRefused):
         way(ServiceRouter(direct, resolver=resolver, bypass=Matches("10.0.0.1:80")), Endpoint("web.test", 80))
     assert direct.asked == ["[2001:db8::1]:80"]
+    assert resolver.asked == [0, 4]
+
+
+class SlowDirect(Direct):
+    """A direct way on which connections take their time, by address; whose never end are those of None."""
+
+    def __init__(self, **seconds: float | None) -> None:
+        super().__init__()
+        self.seconds = {key.replace("_", "."): value for key, value in seconds.items()}
+        self.begun: list[tuple[str, float]] = []
+
+    async def connect(self, flow: Flow, target: Endpoint) -> Stream:
+        self.begun.append((target.host, round(asyncio.get_running_loop().time(), 3)))
+        seconds = self.seconds.get("v6" if ":" in target.host else f"v4.{target.host}", 0.0)
+        if seconds is None:
+            await asyncio.Event().wait()
+        else:
+            await asyncio.sleep(seconds)
+        return await super().connect(flow, target)
+
+
+def reached(router: ServiceRouter) -> tuple[str, ...]:
+    """Return the way to a name, by a clock that does not wait."""
+
+    async def main() -> tuple[str, ...]:
+        found = await router.connect(Flow(), Endpoint("web.test", 80))
+        assert isinstance(found, Label)
+        return found.way
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize("seconds", [None, 5.0])
+def test_the_other_family_is_tried_beside_the_preferred_one_when_that_is_slow(seconds: float | None) -> None:
+    direct = SlowDirect(v6=seconds)
+    resolver = Families(["192.0.2.1"], ["2001:db8::1"])
+    assert reached(ServiceRouter(direct, resolver=resolver)) == ("tcp 192.0.2.1:80",)
+    (first, began), (second, later) = direct.begun
+    assert (first, second, round(later - began, 3)) == ("2001:db8::1", "192.0.2.1", FALLBACK_DELAY)
+    assert resolver.asked == [0, 4]
+
+
+def test_a_preferred_family_that_answers_in_time_is_the_only_one_that_is_asked_for() -> None:
+    direct = SlowDirect(v6=FALLBACK_DELAY - 0.01)
+    resolver = Families(["192.0.2.1"], ["2001:db8::1"])
+    assert reached(ServiceRouter(direct, resolver=resolver)) == ("tcp [2001:db8::1]:80",)
+    assert resolver.asked == [0]
+
+
+def test_the_families_take_turns_once_both_are_known() -> None:
+    direct = SlowDirect(v6=9.0, v4_192_0_2_1=9.0)
+    resolver = Families(["192.0.2.1", "192.0.2.2"], ["2001:db8::1", "2001:db8::2", "2001:db8::3"])
+    assert reached(ServiceRouter(direct, resolver=resolver)) == ("tcp 192.0.2.2:80",)
+    assert [host for host, _ in direct.begun] == [
+        *("2001:db8::1", "2001:db8::2", "192.0.2.1", "2001:db8::3", "192.0.2.2"),
+    ]
+
+
+def test_a_family_that_is_the_only_one_stays_so() -> None:
+    class Pinned(Families):
+        async def resolve(self, host: str, family: int = 0) -> list[str]:
+            return await super().resolve(host, 4)
+
+    direct = SlowDirect(v4_192_0_2_1=5.0)
+    router = ServiceRouter(direct, resolver=Pinned(["192.0.2.1"], ["2001:db8::1"]))
+    assert reached(router) == ("tcp 192.0.2.1:80",)
+    assert len(direct.begun) == 1
+
+
+def test_who_gives_both_families_is_asked_once() -> None:
+    class Both(Families):
+        both_families = True
+
+    resolver = Both(["192.0.2.1"], [])
+    assert reached(ServiceRouter(SlowDirect(v4_192_0_2_1=5.0), resolver=resolver)) == ("tcp 192.0.2.1:80",)
+    assert resolver.asked == [0]
+
+
+def test_a_bypass_that_refuses_the_other_family_says_nothing_about_the_flow() -> None:
+    async def main() -> None:
+        flow = Flow()
+        resolver = Families(["192.0.2.1"], ["2001:db8::1"])
+        router = ServiceRouter(SlowDirect(v6=1.0), resolver=resolver, bypass=Matches("192.0.2.1:80"))
+        await router.connect(flow, Endpoint("web.test", 80))
+        assert flow.reason == ""
+
+    run_virtual(main())
 
 
 def test_without_another_family_the_failure_stays_what_it_was() -> None:

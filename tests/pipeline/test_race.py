@@ -56,6 +56,44 @@ def test_the_next_starts_after_the_delay_and_the_first_success_wins() -> None:
     assert course.running == 0
 
 
+def test_more_is_found_when_the_first_is_slow_and_takes_turns_with_what_waits() -> None:
+    course = Course()
+    asked: list[float] = []
+
+    async def more() -> list[Callable[[], Awaitable[str]]]:
+        asked.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0.1)
+        return [course.attempt("x", 9), course.attempt("y", 0.1)]
+
+    async def main() -> None:
+        ways = [course.attempt(name, 9) for name in "abcd"]
+        assert await race(ways, course.discarded.append, delay=0.3, more=more) == "y"
+
+    run_virtual(main())
+    assert len(asked) == 1
+    assert course.started == [("a", 0.0), ("b", 0.3), ("x", 0.4), ("c", 0.7), ("y", 1.0)]
+    assert course.running == 0
+
+
+def test_more_is_found_when_all_have_failed_and_the_first_failure_is_told_when_that_fails_too() -> None:
+    course = Course()
+
+    async def more() -> list[Callable[[], Awaitable[str]]]:
+        return [course.attempt("x", 0.1, fails=True)]
+
+    async def nothing() -> list[Callable[[], Awaitable[str]]]:
+        raise DialError("nowhere")
+
+    async def main() -> None:
+        for find in (more, nothing):
+            ways = [course.attempt("a", 0.1, fails=True), course.attempt("b", 0.1, fails=True)]
+            with pytest.raises(DialRefused, match="a"):
+                await race(ways, course.discarded.append, delay=0.3, more=find)
+
+    run_virtual(main())
+    assert [name for name, _ in course.started] == ["a", "b", "x", "a", "b"]
+
+
 def test_a_failure_starts_the_next_at_once() -> None:
     course = Course()
 
