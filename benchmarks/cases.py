@@ -85,6 +85,7 @@ CASES: tuple[Case, ...] = (
     Case(Group.SOCKS5, "exchange", Load("exchange", streams=32), "SOCKS5, 100 B and back, 32 open"),
     Case(Group.SOCKS5, "latency", Load("exchange"), "SOCKS5, 100 B and back, 1 open"),
     Case(Group.SOCKS5, "idle", Load("idle", streams=2000), "SOCKS5, memory of an idle connection"),
+    Case(Group.SOCKS5, "udp", Load("udp", streams=8, window=32, size=200), "SOCKS5, 8 associations, 200 B"),
     Case(
         Group.POLICIES,
         "short",

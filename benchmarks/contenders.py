@@ -211,7 +211,8 @@ _FORWARD: dict[str, Any] = {"forwarder": {"nodes": [{"name": "t", "addr": ORIGIN
 
 
 def _gost_socks5(binary: str, directory: Path) -> Setup:
-    config = _gost_config(directory, "socks5.json", [_service({"type": "socks5"}, {"type": "tcp"})])
+    handler = {"type": "socks5", "metadata": {"udp": True}}
+    config = _gost_config(directory, "socks5.json", [_service(handler, {"type": "tcp"})])
     program = Program((*_command(binary), "-C", config), port=PORT)
     return Setup(socks=f"{GATEWAY}:{PORT}", programs=(program,))
 

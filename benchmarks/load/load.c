@@ -8,7 +8,8 @@
  *
  * MODE is download or upload (`streams` connections), short (`streams` at a time: connect, 100 bytes and back, close),
  * exchange (`streams` open: `size` bytes and back, again and again), idle (`streams` connections with one exchange
- * each, held until a signal ends them), udp (`streams` flows keep `window` datagrams of `size` bytes on their way).
+ * each, held until a signal ends them), udp (`streams` flows keep `window` datagrams of `size` bytes on their way; with
+ * a proxy each is an association).
  * Addresses are a.b.c.d:port. Options: socks=ADDRESS (a SOCKS5 proxy), login=USER:PASSWORD (for it), streams, size,
  * window, seconds, warm.
  */
@@ -419,6 +420,42 @@ static void run_streams(void)
     }
 }
 
+/* ---- associations: RFC 1928 section 7 ---- */
+
+enum { HEADER = 10 }; /* of a datagram to an address of IPv4 */
+static char outgoing[DATAGRAM];
+
+static void exactly(int fd, void *into, size_t length)
+{
+    if (recv(fd, into, length, MSG_WAITALL) != (ssize_t)length)
+        die("the proxy's reply");
+}
+
+/* Open an association, which lives as long as this process; return the address that takes its datagrams. */
+static struct sockaddr_in associate(void)
+{
+    struct sockaddr_in relay = proxy;
+    char reply[4], method[2], rest[18];
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(fd, (void *)&proxy, sizeof proxy))
+        die("connect");
+    send(fd, "\5\1\0", 3, MSG_NOSIGNAL);
+    exactly(fd, method, sizeof method);
+    send(fd, "\5\3\0\1\0\0\0\0\0\0", 10, MSG_NOSIGNAL);
+    exactly(fd, reply, sizeof reply);
+    if (reply[1])
+        die("the proxy refuses an association");
+    size_t length = reply[3] == 4 ? 16 : 4;
+    exactly(fd, rest, length + 2);
+    static const char nowhere[16];
+    if (length == 4 && memcmp(rest, nowhere, 4))
+        memcpy(&relay.sin_addr, rest, 4);
+    else if (length == 16 && !memcmp(rest, "\0\0\0\0\0\0\0\0\0\0\377\377", 12))
+        memcpy(&relay.sin_addr, rest + 12, 4);
+    memcpy(&relay.sin_port, rest + length, 2);
+    return relay;
+}
+
 /* A flow that hears nothing for this long has lost what it had on the way, and begins anew. */
 static const double SILENCE = 0.1;
 
@@ -432,6 +469,8 @@ static void fill(struct datagram_flow *flow, int count)
     while (count > 0) {
         int batch = count < BURST ? count : BURST;
         prepare(size, false);
+        for (int i = 0; i < batch; i++)
+            vectors[i].iov_base = outgoing;
         int sent = sendmmsg(flow->fd, messages, (unsigned)batch, 0);
         if (sent <= 0)
             return;
@@ -445,10 +484,17 @@ static void run_datagrams(void)
     struct datagram_flow *flows = calloc((size_t)streams, sizeof *flows);
     if (!flows)
         die("calloc");
+    if (socks) {
+        size += HEADER;
+        memcpy(outgoing, "\0\0\0\1", 4);
+        memcpy(outgoing + 4, &target.sin_addr, 4);
+        memcpy(outgoing + 8, &target.sin_port, 2);
+    }
     for (int i = 0; i < streams; i++) {
         flows[i].fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
         large_buffers(flows[i].fd);
-        if (connect(flows[i].fd, (void *)&target, sizeof target))
+        struct sockaddr_in where = socks ? associate() : target;
+        if (connect(flows[i].fd, (void *)&where, sizeof where))
             die("connect");
         watch(flows[i].fd, &flows[i], EPOLLIN, EPOLL_CTL_ADD);
         flows[i].heard = flows[i].sent = now();
