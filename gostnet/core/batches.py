@@ -11,7 +11,8 @@ import mmap
 import socket
 import struct
 import sys
-from errno import EAGAIN, EINTR
+from collections.abc import Callable
+from errno import EAGAIN, EINTR, ENOSYS
 from functools import lru_cache
 from typing import Any
 
@@ -72,7 +73,7 @@ _CONTROL_SIZE_AT = _Message.control_size.offset
 class Arena:
     """Room for one batch. What a call has received is valid until the next one, whoever makes it."""
 
-    __slots__ = ("_address", "_headers", "_image", "_memory", "_receive", "_sizes", "_vectors")
+    __slots__ = ("_address", "_headers", "_image", "_memory", "_receive", "_receive_one", "_sizes", "_vectors")
 
     def __init__(self) -> None:
         # Payloads, then names, then control data. Pages that nothing was written to take no memory.
@@ -91,9 +92,13 @@ class Arena:
         self._headers = memoryview(headers).cast("B")
         self._sizes = self._headers.cast("I")
         self._image = bytes(self._headers)
-        receive = ctypes.PyDLL(None, use_errno=True).recvmmsg
+        library = ctypes.PyDLL(None, use_errno=True)
+        receive = library.recvmmsg
         receive.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
-        self._receive = receive
+        self._receive: Callable[..., int] = receive
+        one = library.recvmsg
+        one.argtypes, one.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int), ctypes.c_ssize_t
+        self._receive_one = one
 
     def receive(self, descriptor: int) -> int:
         """Take what is there; return how many datagrams, 0 for none. Raise OSError as the kernel tells of one."""
@@ -102,8 +107,20 @@ class Arena:
             error = ctypes.get_errno()
             if error in (EAGAIN, EINTR):
                 return 0
+            if error == ENOSYS:
+                self._receive = self._one_by_one
+                return self.receive(descriptor)
             raise OSError(error, "recvmmsg")
         return count
+
+    def _one_by_one(self, descriptor: int, address: int, most: int, flags: int, _: None) -> int:
+        """Do what recvmmsg does, where a kernel or its sandbox has none."""
+        for index in range(most):
+            size = self._receive_one(descriptor, address + index * _STEP, flags)
+            if size < 0:
+                return index or -1
+            self._sizes[index * _STEP // 4 + _SIZE_AT] = size
+        return most
 
     def payload(self, index: int) -> bytes:
         """Return a datagram's payload."""

@@ -8,6 +8,7 @@ import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Final, Generic, TypeVar
 
 from ..core.address import Endpoint
@@ -16,6 +17,7 @@ from ..core.errors import DialRefused
 from ..core.fiber import Gate
 from ..core.flow import Flow
 from ..core.hub import READABLE, Hub, current_hub
+from ..core.log import Logger, quiet
 from ..core.sockets import Readiness
 from ..core.stream import Buffer
 from ..core.udp_socket import UdpSocket
@@ -32,6 +34,9 @@ LIMIT: Final = 65536
 
 _SWEEP: Final = 64
 """Sessions ended in one turn of the loop: the end of a flow takes some 10 us."""
+
+_LOOK: Final = 64
+"""Sessions that are looked at to find one that ends for a new one."""
 
 _GRAIN: Final = 64
 """Parts of the idle time: the timer runs no more often than that."""
@@ -243,15 +248,23 @@ class Session(Datagrams, Generic[K]):
 class Sessions(Generic[K]):
     """The table: bounded, in the order of last use, swept by one timer, which runs while there are sessions only.
 
+    Where it is full, a session ends for each new one: one of a client that has more than its share of the table, the
+    new one's own before others; without such a client the one that is idle longest.
+
     ttl          seconds after which a session without traffic either way ends
     queue_size   datagrams held for a session that does not read
-    limit        sessions at once, 0 for as many as descriptors allow; the one idle longest ends for a new one
+    limit        sessions at once, 0 for as many as descriptors allow
     dropped      datagrams that sessions have not taken, or sockets not sent
     joints       what passes datagrams of joined sessions, None where the native library is not there
     """
 
-    def __init__(self, ttl: float, queue_size: int = 128, limit: int = 0) -> None:
+    def __init__(self, ttl: float, queue_size: int = 128, limit: int = 0, log: Logger | None = None) -> None:
         self.ttl = ttl
+        self._log = log or quiet()
+        self._said: set[str] = set()
+        self._full = False
+        self._clients: dict[str, dict[K, Session[K]]] = {}
+        self._greatest = ""
         self.queue_size = queue_size
         self.limit = limit or min(LIMIT, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4))
         self.dropped = 0
@@ -300,10 +313,14 @@ class Sessions(Generic[K]):
     def open(self, key: K, peer: Endpoint, local: Endpoint, answer: Answer, *, single: bool = False) -> Session[K]:
         """Make the session of `key`."""
         if len(self._table) >= self.limit:
-            next(iter(self._table.values())).end()
+            self._make_room(peer.host)
         session = Session(self, key, peer, local, answer, single)
         session.last = self.now()
         self._table[key] = session
+        own = self._clients.setdefault(peer.host, {})
+        own[key] = session
+        if len(own) > len(self._clients.get(self._greatest, ())):
+            self._greatest = peer.host
         if self._timer is None:
             self._timer = self.hub.loop.call_later(self.ttl, self._sweep)
         return session
@@ -312,9 +329,40 @@ class Sessions(Generic[K]):
         """Take a session out of the table."""
         if self._table.get(session.key) is session:
             del self._table[session.key]
+            own = self._clients[session.peer.host]
+            del own[session.key]
+            if not own:
+                del self._clients[session.peer.host]
+            if self._full and len(self._table) < self.limit // 2:
+                self._full = False
             if not self._table and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+    def _make_room(self, host: str) -> None:
+        """End one session for another of the client `host`."""
+        if not self._full:
+            self._full = True
+            self._log.warn(f"{self.limit} sessions are open, which is the limit: for each new one another one ends")
+        victims = self._above_share(host) or self._above_share(self._greatest)
+        oldest = list(islice(self._table.values(), _LOOK))
+        if victims is None:
+            oldest[0].end()
+            return
+        # The one of them that is idle longest is in front, unless all of them are busy: then the first that was opened.
+        own = next((session for session in oldest if session.key in victims), None)
+        (own or next(iter(victims.values()))).end()
+
+    def _above_share(self, host: str) -> dict[K, Session[K]] | None:
+        """Return the sessions of a client that has more than the mean of all."""
+        own = self._clients.get(host)
+        return own if own is not None and len(own) * len(self._clients) > self.limit else None
+
+    def say_once(self, text: str) -> None:
+        """Log what works less well than it could, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._log.warn(text)
 
     def collect(self) -> None:
         """Ask the joints which sessions have been in use."""

@@ -21,6 +21,7 @@ from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.errors import ConnError, DialError, KernelError
 from ..core.flow import Flow
 from ..core.hub import READABLE
+from ..core.log import Logger
 from ..core.options import Bytes, Seconds, group, opt
 from ..core.registry import register
 from ..core.resources import MARK_OWN, Resource
@@ -147,8 +148,8 @@ class RawSender:
 class _Captured(Sessions[Pair]):
     """Sessions whose clients are told when their flow could not be opened."""
 
-    def __init__(self, ttl: float, sender: RawSender) -> None:
-        super().__init__(ttl)
+    def __init__(self, ttl: float, sender: RawSender, log: Logger) -> None:
+        super().__init__(ttl, log=log)
         self._sender = sender
         self._begun: dict[Pair, tuple[Flow, int]] = {}
 
@@ -216,8 +217,11 @@ class ReduSource(Source[Session[Pair]]):
             raise
         self._readiness = Readiness(sock)
         self.address = Endpoint.from_sockaddr(sock.getsockname())
-        sessions = self._sessions = _Captured(self._options.ttl if self._options.ttl > 0 else 30.0, self.sender)
-        sessions.joints = joints(self.readiness, self._arrived, CAPTURED, self.sender.descriptors)
+        sessions = self._sessions = _Captured(
+            self._options.ttl if self._options.ttl > 0 else 30.0, self.sender, self._context.log
+        )
+        raw = self.sender.descriptors
+        sessions.joints = joints(self.readiness, self._arrived, sessions.say_once, CAPTURED, raw)
 
     async def accept(self) -> Sequence[tuple[Flow, Session[Pair]]]:
         """Feed the sessions; return new flows, their targets known."""

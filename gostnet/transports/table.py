@@ -41,7 +41,7 @@ def _tls(address: Endpoint, options: TcpOptions, context: ListenerContext) -> Li
 
 
 def _udp(address: Endpoint, options: UdpOptions, context: ListenerContext) -> Listener:
-    return Listener("udp", UdpSource(address, options, netns=context.netns))
+    return Listener("udp", UdpSource(address, options, netns=context.netns, log=context.log))
 
 
 LISTENERS = (

@@ -11,6 +11,7 @@ from ..core.batches import BATCH
 from ..core.datagrams import Datagram, Datagrams
 from ..core.errors import ConnError
 from ..core.flow import Flow
+from ..core.log import Logger
 from ..core.options import Bytes, Seconds, opt
 from ..core.sockets import ListenOptions
 from ..core.stream import Buffer
@@ -48,8 +49,9 @@ class UdpSource(Source[Session[Key]]):
     network = "udp"
     yields = Datagrams
 
-    def __init__(self, address: Endpoint, options: UdpOptions, *, netns: str = "") -> None:
+    def __init__(self, address: Endpoint, options: UdpOptions, *, netns: str = "", log: Logger | None = None) -> None:
         self.address = address
+        self._log = log
         self._wanted = address
         self._options = options
         self._listen = ListenOptions(netns=netns, reuse_port=options.reuseport)
@@ -67,10 +69,13 @@ class UdpSource(Source[Session[Key]]):
         socket = self._socket = listening_udp(self._wanted, self._listen)
         self.address = socket.local
         sessions = self._sessions = Sessions(
-            options.ttl if options.ttl > 0 else 5.0, options.read_queue_size if options.read_queue_size > 0 else 128
+            options.ttl if options.ttl > 0 else 5.0,
+            options.read_queue_size if options.read_queue_size > 0 else 128,
+            log=self._log,
         )
         if not self._stateless:
-            sessions.joints = joints(socket.readiness, self._arrived, PINNED if socket.pinned else 0)
+            flags = PINNED if socket.pinned else 0
+            sessions.joints = joints(socket.readiness, self._arrived, sessions.say_once, flags)
         self._inlet = Inlet(socket.readiness, self._feed)
 
     async def accept(self) -> Sequence[tuple[Flow, Session[Key]]]:

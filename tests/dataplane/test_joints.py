@@ -397,6 +397,26 @@ def test_limits_hold() -> None:
     run(main())
 
 
+def test_order_is_kept_while_a_flow_is_joined() -> None:
+    """What comes before, during and after the opening of a flow takes three ways to the target."""
+
+    async def main() -> None:
+        echo = Echo()
+        for _ in range(10):
+            async with listening(echo.address, read_queue_size=10_000) as place:
+                client = open_udp(place.address)
+                sent = [f"{number}".encode() * (1 + number % 3) for number in range(600)]
+                for start in range(0, len(sent), 60):
+                    await client.send([Datagram(data, place.address) for data in sent[start : start + 60]])
+                    await asyncio.sleep(0)
+                assert await gathered(client, len(sent)) == sent
+                assert place.flows[0].packets == 2 * len(sent)
+                client.abort()
+        await echo.close()
+
+    run(main())
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
+import tracemalloc
 
 from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import Datagram
 from gostnet.core.flow import Flow
+from gostnet.core.log import Logger, Sink
 from gostnet.core.tasks import Scope, run
 from gostnet.core.udp_socket import open_udp
 from gostnet.dataplane.sessions import Sessions
 from gostnet.transports.udp import UdpOptions, UdpSource
+
+
+def drop(_: object) -> None:
+    """Answer nobody."""
+
 
 PEER = Endpoint("192.0.2.1", 1000)
 HERE = Endpoint("192.0.2.9", 53)
@@ -92,6 +100,57 @@ def test_a_table_of_many_is_cheap_to_use_and_to_fill_beyond_its_limit() -> None:
         assert sessions.find(1) is None
         assert sessions.find(20_001) is not None
         sessions.close()
+
+    run(main())
+
+
+def test_a_client_that_floods_takes_no_sessions_of_others() -> None:
+    lines: list[str] = []
+
+    class Lines(Sink):
+        def write(self, line: bytes) -> None:
+            lines.append(json.loads(line)["msg"])
+
+    async def main() -> None:
+        sessions: Sessions[int] = Sessions(ttl=60, limit=1000, log=Logger(Lines(-1)))
+        modest = [sessions.open(n, Endpoint(f"192.0.2.{n}", 1), HERE, lambda batch: None) for n in range(1, 11)]
+        flooding = Endpoint("198.51.100.1", 1)
+        loud = [sessions.open(n, flooding, HERE, lambda batch: None) for n in range(100, 3100)]
+        busy = [session for session in loud if not session.ended]
+        for session in busy:
+            sessions.touch(session)  # whoever is idle longest is one of the modest
+        more = [sessions.open(n, Endpoint(f"192.0.2.{n}", 1), HERE, lambda batch: None) for n in range(11, 51)]
+        assert not any(session.ended for session in modest + more)
+        assert len(sessions) == 1000
+        assert sum(not session.ended for session in loud) == 950
+        assert lines == ["1000 sessions are open, which is the limit: for each new one another one ends"]
+        sessions.close()
+        sessions.open(1, PEER, HERE, lambda batch: None).end()
+        assert not sessions._clients
+
+    run(main())
+
+
+def test_a_session_takes_little_memory_and_its_end_little_time() -> None:
+    async def main() -> None:
+        count = 100_000
+        sessions: Sessions[tuple[Endpoint, Endpoint]] = Sessions(ttl=60, limit=2 * count)
+        peers = [Endpoint(f"10.{n >> 14 & 255}.{n >> 7 & 127}.{n & 127}", 1000) for n in range(count)]
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for peer in peers:
+                sessions.open((peer, HERE), peer, HERE, drop)
+            each = (tracemalloc.get_traced_memory()[0] - before) / count
+        finally:
+            tracemalloc.stop()
+        assert each < 1024
+        sessions.ttl = 0
+        begun = time.process_time()
+        while len(sessions):
+            sessions._sweep()
+        assert (time.process_time() - begun) / count < 50e-6
+        assert sessions._timer is None
 
     run(main())
 

@@ -135,6 +135,7 @@ struct table {
     uint32_t number; /* its place in the mover's list */
     int fd, raw[2];
     bool v6, captured, pinned;
+    bool joins;    /* the kernel joins what arrives */
     bool watched;  /* the mover reads the listening socket */
     bool readable; /* and has not emptied it yet */
     uint32_t seed, buckets, count, size;
@@ -153,6 +154,8 @@ struct mover {
     bool running;
     atomic_bool stopping;
     unsigned told; /* news that the caller knows of: COUNTS, DECIDE */
+    bool single;   /* there is no recvmmsg, or no sendmmsg */
+    int refused;   /* errno with which a train has been refused that was not too long for its way, 0 for none */
     struct table **tables;
     uint32_t room;
     uint32_t serial;
@@ -310,7 +313,7 @@ EXPORT struct table *gostnet_udp_open(struct mover *m, int fd, int v6, int flags
         free(t);
         return NULL;
     }
-    set(fd, UDP_GRO, 1);
+    t->joins = set(fd, UDP_GRO, 1);
     return t;
 }
 
@@ -378,6 +381,8 @@ EXPORT int gostnet_udp_join(struct table *t, const struct key *key, int upstream
     uint16_t cuts = set(upstream, UDP_SEGMENT, 0) ? 65535 : 0;
     set(upstream, UDP_GRO, 1);
     enter(t->mover);
+    if (!cuts)
+        t->mover->refused = ENOPROTOOPT;
     int32_t slot = -1;
     if (find(t, key) >= 0 || (t->free < 0 && !grow(t)) || (!t->watched && !watch(t, t->fd, LISTENING)))
         goto out;
@@ -491,6 +496,17 @@ static bool keep(struct table *t, const struct key *key, const uint8_t *data, ui
 }
 
 /* ---- in --------------------------------------------------------------------------------------------------------- */
+static int receive_single(int fd, struct mmsghdr *headers, int room) {
+    int count = 0;
+    for (; count < room; count++) {
+        ssize_t size = recvmsg(fd, &headers[count].msg_hdr, MSG_DONTWAIT);
+        if (size < 0)
+            break;
+        headers[count].msg_len = (unsigned)size;
+    }
+    return count ? count : -1;
+}
+
 /* Receive up to `room` messages into the places from `at` on. */
 static int receive(struct mover *m, int fd, int at, int room) {
     for (; m->used > at; m->used--) {
@@ -505,7 +521,11 @@ static int receive(struct mover *m, int fd, int at, int room) {
             .msg_controllen = CONTROL,
         };
     }
-    int count = recvmmsg(fd, m->in + at, (unsigned)room, MSG_DONTWAIT, NULL);
+    int count = m->single ? -1 : recvmmsg(fd, m->in + at, (unsigned)room, MSG_DONTWAIT, NULL);
+    if (m->single || (count < 0 && errno == ENOSYS)) {
+        m->single = true;
+        count = receive_single(fd, m->in + at, room);
+    }
     m->used = at + (count > 0 ? count : 0);
     return count;
 }
@@ -640,7 +660,7 @@ static void flush(struct mover *m) {
     int retries = 0;
     for (int at = 0; at < m->pending;) {
         int left = m->pending - at, count;
-        if (left > 1)
+        if (left > 1 && !m->single)
             count = sendmmsg(m->out_fd, m->out + at, (unsigned)left, MSG_DONTWAIT);
         else /* sendmmsg would let others run before it returns */
             count = sendmsg(m->out_fd, &m->out[at].msg_hdr, MSG_DONTWAIT) < 0 ? -1 : 1;
@@ -653,6 +673,10 @@ static void flush(struct mover *m) {
             continue;
         }
         int error = errno;
+        if (error == ENOSYS && !m->single) {
+            m->single = true;
+            continue;
+        }
         if ((error == EINTR || error == ECONNREFUSED) && retries++ < RETRIES) {
             if (error == ECONNREFUSED) /* of an earlier datagram: this one is still here */
                 m->sent[at].run->error = error;
@@ -664,6 +688,8 @@ static void flush(struct mover *m) {
         } else if (sent->segment) {
             /* Longer than the way takes, or it cannot be cut there: alone they may be fragmented. */
             *sent->cuts = error == EMSGSIZE || error == EINVAL ? sent->segment - 1 : 0;
+            if (!*sent->cuts)
+                m->refused = error;
             send_apart(m, at);
         } else if (m->out[at].msg_hdr.msg_controllen) {
             send_apart(m, at);
@@ -1013,8 +1039,9 @@ EXPORT unsigned gostnet_udp_told(struct mover *m, unsigned heard) {
     return told;
 }
 
-/* Fill in counts of flows that have moved something, arrivals, and how many there are of each, and how many arrivals have
- * been dropped. Arrivals are valid until the next call. */
+/* Fill in counts of flows that have moved something, and arrivals, which are valid until the next call. `numbers` are how
+ * many there are of each, how many arrivals have been dropped, and what the kernel lacks: 1 recvmmsg or sendmmsg, 2
+ * UDP_GRO, 4 cutting trains for some way out. */
 EXPORT void gostnet_udp_news(struct table *t, struct count *counts, struct arrival *arrivals, int64_t *numbers) {
     enter(t->mover);
     int64_t count = 0;
@@ -1045,6 +1072,7 @@ EXPORT void gostnet_udp_news(struct table *t, struct count *counts, struct arriv
     numbers[0] = count;
     numbers[1] = taken;
     numbers[2] = t->dropped;
+    numbers[3] = t->mover->single | !t->joins << 1 | !!t->mover->refused << 2;
     t->dropped = 0;
     leave(t->mover);
 }

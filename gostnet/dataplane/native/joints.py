@@ -33,6 +33,12 @@ _COUNTS: Final = 1
 _DECIDE: Final = 2
 """What the library announces: something has moved; somebody has to decide."""
 
+_LACKS: Final = (
+    (1, "the kernel lacks recvmmsg or sendmmsg: datagrams are taken and sent one by one"),
+    (2, "the kernel lacks UDP_GRO: datagrams arrive one by one"),
+    (4, "the kernel does not cut trains of datagrams for a way out of this host: there they are sent one by one"),
+)
+
 _KEY = struct.Struct("=16s16sII2s2s")
 _ARRIVAL = struct.Struct(f"={_KEY.size}sIIxxxxqq")
 _COUNT = 8
@@ -161,6 +167,7 @@ class Joints:
         "_passengers",
         "_places",
         "_readiness",
+        "_say",
         "_table",
         "dropped",
     )
@@ -171,12 +178,13 @@ class Joints:
         library: Library,
         readiness: Readiness,
         deliver: Callable[[Sequence[Arrival]], None],
+        say: Callable[[str], object],
         flags: int = 0,
         raw: tuple[int, int] = (-1, -1),
     ) -> None:
         """Join flows of a socket. `raw` are the sockets, of IPv4 and IPv6, for answers to captured datagrams.
 
-        Raise OSError.
+        `say` is told what works less well than it could, and why, again and again. Raise OSError.
         """
         v6 = readiness.sock.family == socket.AF_INET6
         table = library.udp_open(mover.handle, readiness.fd, v6, flags, *raw)
@@ -187,12 +195,13 @@ class Joints:
         self._readiness = readiness
         self._table: int = table
         self._deliver = deliver
+        self._say = say
         self._on_events: OnEvents | None = None
         self._passengers: dict[int, Passenger] = {}
         self.dropped = 0
         counts = (ctypes.c_int64 * (_COUNT * BATCH))()
         arrivals = (ctypes.c_char * (_ARRIVAL.size * BATCH))()
-        numbers = (ctypes.c_int64 * 3)()
+        numbers = (ctypes.c_int64 * 4)()
         self._counts = memoryview(counts).cast("B").cast("q")
         self._arrivals = memoryview(arrivals).cast("B")
         self._numbers = memoryview(numbers).cast("B").cast("q")
@@ -208,7 +217,10 @@ class Joints:
 
         None if that cannot be. The descriptor must not be watched by any hub, and not closed before `part`.
         """
-        if not self._close.alive or not self._mover.start():
+        if not self._close.alive:
+            return None
+        if not self._mover.start():
+            self._say(f"datagrams take the general path: {self._mover.broken}")
             return None
         slot: int = self._library.udp_join(self._table, _encode(peer, local), descriptor)
         if slot < 0:
@@ -253,8 +265,12 @@ class Joints:
         passengers = self._passengers
         while self._close.alive:
             self._library.udp_news(self._table, *self._places)
-            counts, arrivals, dropped = self._numbers
+            counts, arrivals, dropped, lacks = self._numbers
             self.dropped += dropped
+            if lacks:
+                for bit, what in _LACKS:
+                    if lacks & bit:
+                        self._say(what)
             for index in range(arrivals):
                 key, size, stride, slot, address = _ARRIVAL.unpack_from(self._arrivals, index * _ARRIVAL.size)
                 data = ctypes.string_at(address, size)
@@ -294,6 +310,7 @@ def _close(library: Library, table: int, _: Mover) -> None:
 def joints(
     readiness: Readiness,
     deliver: Callable[[Sequence[Arrival]], None],
+    say: Callable[[str], object],
     flags: int = 0,
     raw: tuple[int, int] = (-1, -1),
 ) -> Joints | None:
@@ -306,8 +323,9 @@ def joints(
         mover = _movers.get(hub)
         if mover is None:
             mover = _movers[hub] = Mover(hub, library)
-        return Joints(mover, library, readiness, deliver, flags, raw)
-    except OSError:
+        return Joints(mover, library, readiness, deliver, say, flags, raw)
+    except OSError as exc:
+        say(f"datagrams take the general path: {exc}")
         return None
 
 
