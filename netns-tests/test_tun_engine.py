@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
+import socket
+import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from vpn import OUTSIDE, PATIENCE, PORT, TUN, exchange, ping
 
 from gostnet.kernel import netns
-from gostnet.kernel.bpf import Direction, attached, attachment_problem
+from gostnet.kernel.bpf import Direction, attached, attachment_problem, objects
 from gostnet.testing.clients import connect, echo
-from gostnet.testing.namespaces import Network, Topology, row
+from gostnet.testing.namespaces import Network, Topology, row, write_sysctl
 from gostnet.testing.processes import Process, gostnet, run_program
 from gostnet.testing.servers import serving_in_thread
 
@@ -49,10 +52,21 @@ def wait_for_engine(place: str, device: str, address: str) -> None:
 
 def programs(place: str) -> int:
     """Return how many programs are at work on the devices of a namespace."""
-    import socket
-
     with netns.inside(place):
         return sum(len(attached(index, way)) for index, _ in socket.if_nameindex() for way in Direction)
+
+
+def detach(program: int) -> None:
+    """Take a program off the device where it is, as bpftool(8) does."""
+    link = 0
+    while True:
+        attributes = ctypes.create_string_buffer(struct.pack("=II", link, 0), 128)
+        objects._call(31, attributes)  # BPF_LINK_GET_NEXT_ID; ENOENT behind the last one fails the test
+        link = struct.unpack_from("=II", attributes)[1]
+        with objects.Link(objects._call(30, struct.pack("=I", link))) as found:  # BPF_LINK_GET_FD_BY_ID
+            if found.program == program:
+                found.detach()
+                return
 
 
 def totals(process: Process) -> tuple[int, int]:
@@ -183,6 +197,138 @@ def test_packets_that_are_forwarded_beyond_the_tunnel_are_whole(
             left = 100_000
             while left:
                 left -= len(sock.recv(left))
+
+
+def hands_over(place: str, device: str, words: Sequence[str]) -> int:
+    """Ping once; return how many packets the process has read meanwhile."""
+    before = moved(place, device)
+    run_program(["ping", "-n", "-c1", "-w5", *words], place).wait()
+    return moved(place, device) - before
+
+
+@OUTSIDE
+def test_what_just_fits_goes_by_the_kernel_and_what_does_not_by_the_process(
+    two: Network, daemon: Daemon, outside: int
+) -> None:
+    room = {4: 1472, 6: 1452}[outside]
+    daemon(two["server"], "-L", TUN.server(mtu="1480"))
+    daemon(two["client"], "-L", TUN.client(two.address("server", outside), mtu="1480"))
+    for address, headers in zip(TUN.nets["server"], (28, 48), strict=True):
+        wait_for_engine(two["client"], "tun-client", address)
+        for size, handed in ((room, 0), (room + 1, 1), (1480, 1)):
+            words = ["-M", "do", "-s", str(size - headers), address]
+            # What the kernel itself sends now and then comes on top.
+            assert min(hands_over(two["client"], "tun-client", words) for _ in range(3)) == handed, size
+
+
+@OUTSIDE
+@pytest.mark.parametrize("timestamps", ["0", "1"])
+def test_segments_of_every_size_that_fits_go_by_the_kernel(
+    two: Network, daemon: Daemon, outside: int, timestamps: str
+) -> None:
+    mtu = {4: "1472", 6: "1452"}[outside]
+    write_sysctl(two["client"], "net.ipv4.tcp_timestamps", timestamps)
+    daemon(two["server"], "-L", TUN.server(mtu=mtu))
+    daemon(two["client"], "-L", TUN.client(two.address("server", outside), mtu=mtu))
+    with serving_in_thread(two["server"], list(TUN.nets["server"])) as servers:
+        for version, address in zip((4, 6), TUN.nets["server"], strict=True):
+            wait_for_engine(two["client"], "tun-client", address)
+            before = moved(two["client"], "tun-client"), moved(two["server"], "tun-server")
+            data = os.urandom(3_000_000)
+            assert echo(two["client"], servers.endpoint("echo/tcp", version), data) == data
+            assert moved(two["client"], "tun-client") - before[0] < 20
+            assert moved(two["server"], "tun-server") - before[1] < 20
+
+
+@OUTSIDE
+def test_the_bytes_of_the_record_are_those_of_the_packets(two: Network, daemon: Daemon, outside: int) -> None:
+    daemon(two["server"], "-L", TUN.server())
+    client = daemon(two["client"], "-L", TUN.client(two.address("server", outside)))
+    address = TUN.nets["server"][0]
+    wait_for_engine(two["client"], "tun-client", address)
+    words = ["ping", "-n", "-q", "-c50", "-i0.01", "-s", "1000", address]
+    run_program(words, two["client"]).wait()
+    assert client.stop() == 0
+    # What the kernel says by itself goes to nobody, so that nothing comes back but answers: these, and those before.
+    pings, rest = divmod(totals(client)[1] - 50 * 1028, 84)
+    assert rest == 0
+    assert 2 <= pings < 200
+
+
+def test_peers_are_found_by_link_local_addresses(two: Network, daemon: Daemon) -> None:
+    with netns.inside(two["server"]):
+        shown = subprocess.run(
+            ["ip", "-6", "address", "show", "scope", "link", "dev", "lan0"], capture_output=True, text=True, check=True
+        )
+    local = re.findall(r"fe80::[0-9a-f:]+", shown.stdout)[0]
+    daemon(two["server"], "-L", TUN.server())
+    daemon(two["client"], "-L", TUN.client(f"{local}%25wan0"))
+    wait_for_engine(two["client"], "tun-client", TUN.nets["server"][0])
+    wait_for_engine(two["server"], "tun-server", TUN.nets["client"][1])
+    exchange(two["client"], two["server"], TUN.nets["server"])
+
+
+def test_a_client_may_come_back_by_the_other_ip_version(two: Network, daemon: Daemon) -> None:
+    daemon(two["server"], "-L", TUN.server())
+    for outside in (4, 6, 4):
+        client = daemon(two["client"], "-L", TUN.client(two.address("server", outside)))
+        wait_for_engine(two["client"], "tun-client", TUN.nets["server"][1])
+        wait_for_engine(two["server"], "tun-server", TUN.nets["client"][0])
+        exchange(two["server"], two["client"], TUN.nets["client"])
+        client.kill()
+
+
+# ---- what fails while it runs -------------------------------------------------------------------
+def wait_for_pump(place: str, device: str, address: str) -> None:
+    """Wait until the process carries pings."""
+    deadline = time.monotonic() + PATIENCE
+    while not hands_over(place, device, ["-i0.2", address]):
+        assert time.monotonic() < deadline, "the kernel still carries the packets"
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_programs_that_somebody_takes_off_leave_the_pump(two: Network, daemon: Daemon, role: str) -> None:
+    ends = {
+        "server": daemon(two["server"], "-L", TUN.server()),
+        "client": daemon(two["client"], "-L", TUN.client(two.address("server"))),
+    }
+    wait_for_engine(two["client"], "tun-client", TUN.nets["server"][0])
+    wait_for_engine(two["server"], "tun-server", TUN.nets["client"][0])
+    with netns.inside(two[role]):
+        (program,) = attached(socket.if_nametoindex(f"tun-{role}"), Direction.EGRESS)
+    detach(program)
+    said = ends[role].wait_for("engine pump from now on")
+    assert "its program has been taken off the device" in said
+    for other in ("server", "client"):
+        peer = "client" if other == "server" else "server"
+        wait_for_pump(two[other], f"tun-{other}", TUN.nets[peer][0])
+    exchange(two["client"], two["server"], TUN.nets["server"])
+    exchange(two["server"], two["client"], TUN.nets["client"])
+    assert programs(two[role]) == 0
+    assert ends[role].errors.count("engine pump from now on") == 1
+    assert ends["client"].stop() == 0
+    assert totals(ends["client"])[0] > 800_000
+
+
+def test_a_network_device_that_goes_and_comes_back_is_used_again(two: Network, daemon: Daemon) -> None:
+    daemon(two["server"], "-L", TUN.server())
+    client = daemon(two["client"], "-L", TUN.client(two.address("server")))
+    wait_for_engine(two["client"], "tun-client", TUN.nets["server"][0])
+    for state in ("down", "up"):
+        with netns.inside(two["client"]):
+            subprocess.run(["ip", "link", "set", "wan0", state], check=True)
+        if state == "down":
+            client.wait_for("engine pump for")
+    client.wait_for("engine kernel for")
+    wait_for_engine(two["client"], "tun-client", TUN.nets["server"][0])
+    exchange(two["client"], two["server"], TUN.nets["server"])
+
+
+def test_a_peer_that_has_not_asked_gets_nothing_from_the_kernel_inside_a_host(two: Network, daemon: Daemon) -> None:
+    daemon(two["server"], "-L", TUN.server(tun_engine="pump"))
+    daemon(two["client"], "-L", TUN.client(two.address("server"), tun_engine="kernel"))
+    exchange(two["client"], two["server"], TUN.nets["server"])
+    assert hands_over(two["client"], "tun-client", [TUN.nets["server"][0]]) > 0
 
 
 @pytest.mark.parametrize("ending", ["TERM", "KILL"])

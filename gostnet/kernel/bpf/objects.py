@@ -29,8 +29,8 @@ _SCHED_CLS = 3
 _ATTRIBUTES = 128
 """Bytes given with each call; the kernel wants the ones that it does not know to be zero, which they are."""
 
-_LINK_INFO, _LINK_DEVICE = 64, 16
-"""Bytes of struct bpf_link_info that are asked for, and where it has the device: type 4, id 4, program 4, device 4."""
+_LINK_INFO = struct.Struct("=IIIxxxxI44x")
+"""struct bpf_link_info of a tcx link: type, id, program, device."""
 
 _LOG = 1 << 18
 _LOG_SHOWN = 2000
@@ -303,14 +303,23 @@ class Link(_Descriptor):
     @property
     def attached(self) -> bool:
         """Whether the program is still at work: not once the device has gone, or somebody has taken it off."""
-        if self._fd < 0:
-            return False
-        shown = ctypes.create_string_buffer(_LINK_INFO)
+        return self._fd >= 0 and self._information[1] > 0
+
+    @property
+    def program(self) -> int:
+        """The program's id."""
+        return self._information[0]
+
+    @property
+    def _information(self) -> tuple[int, int]:
+        """Ask for the id of the program and the index of the device, which is 0 once it is off."""
+        shown = ctypes.create_string_buffer(_LINK_INFO.size)
         try:
-            _call(_INFO, struct.pack("=IIQ", self._fd, _LINK_INFO, ctypes.addressof(shown)))
+            _call(_INFO, struct.pack("=IIQ", self._fd, _LINK_INFO.size, ctypes.addressof(shown)))
         except OSError:
-            return False
-        return bool(struct.unpack_from("=I", shown, _LINK_DEVICE)[0])
+            return 0, 0
+        _, _, program, device = _LINK_INFO.unpack(shown)
+        return program, device
 
     def detach(self) -> None:
         """Take the program off, as others can who know the link's id; the link stays, without effect."""
