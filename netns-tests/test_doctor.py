@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from gostnet.kernel import netns
+from gostnet.kernel.forwarding import closed_chains
 from gostnet.testing.namespaces import Network, write_sysctl
 from gostnet.testing.processes import Process, gostnet
 from gostnet.testing.state import diff, snapshot
@@ -54,6 +56,73 @@ def test_settings_that_are_in_the_way_are_named(three: Network) -> None:
     assert "disable_ipv6 is 1" in text
     assert "no interface 'nowhere0'" in text
     assert "'lan0'" not in text
+
+
+FIREWALLS = [
+    ("ip filter FORWARD", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }", True),
+    ("ip6 filter F", "add chain ip6 filter F { type filter hook forward priority 0; policy drop; }", True),
+    (
+        "inet firewalld filter_FORWARD",
+        "add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy accept; };"
+        "add rule inet firewalld filter_FORWARD ct state established accept;"
+        "add rule inet firewalld filter_FORWARD counter reject",
+        True,
+    ),
+    (
+        "inet f c",
+        "add chain inet f c { type filter hook forward priority 0; }; add rule inet f c counter log drop",
+        True,
+    ),
+    (
+        "inet f c",
+        "add chain inet f c { type filter hook forward priority 0; }; add rule inet f c tcp dport 1 drop",
+        False,
+    ),
+    ("inet f c", "add chain inet f c { type filter hook forward priority 0; }; add rule inet f c accept", False),
+    ("inet f c", "add chain inet f c { type filter hook input priority 0; policy drop; }", False),
+    ("bridge f c", "add chain bridge f c { type filter hook forward priority 0; policy drop; }", False),
+]
+
+
+def test_chains_that_are_closed_to_what_is_forwarded_are_found(peer: Callable[[str], str]) -> None:
+    nft = peer("nft")
+    for chain, script, closed in FIREWALLS:
+        family, table, name = chain.split()
+        with netns.anonymous() as place, netns.inside(place):
+            subprocess.run([nft, f"add table {family} {table}; {script}"], check=True)
+            found = [of.words for of in closed_chains()]
+        assert found == ([f"chain {name} of the nftables table {family} {table}"] if closed else []), script
+
+
+def test_a_closed_forward_chain_is_named_where_something_is_forwarded(two: Network, peer: Callable[[str], str]) -> None:
+    with netns.inside(two["server"]):
+        subprocess.run([peer("nft"), f"add table ip filter; {FIREWALLS[0][1]}"], check=True)
+    forward = {
+        "name": "forward",
+        "addr": ":81",
+        "handler": {"type": "tcp", "metadata": {"engine": "kernel"}},
+        "listener": {"type": "tcp"},
+        "forwarder": {"nodes": [{"name": "t", "addr": "192.0.2.1:80"}]},
+    }
+    tun = ("-L", "tun://:8421?net=192.168.123.1/24&masquerade=true", "-L", "socks5://:1080")
+    report, _ = examined(two, "-C", json.dumps({"services": [forward]}), *tun, place="server")
+    first, second = report["hindrances"]
+    assert first.startswith("service forward: what comes to port 81 is forwarded by this host, and chain FORWARD of")
+    assert "what peers send to other networks" in second
+
+
+def test_low_ports_are_tried(two: Network, peer: Callable[[str], str]) -> None:
+    def state(*words: str) -> tuple[str, list[str], int]:
+        bounds = "--bounding-set=-net_bind_service"
+        command = [peer("setpriv"), bounds, sys.executable, "-m", "gostnet", "doctor", "--json", *words]
+        with Process(command, two["client"]) as process:
+            status = process.wait(30)
+            (found,) = [of for of in json.loads(process.output)["capabilities"] if of["name"] == "low-ports"]
+            return found["state"], found["neededBy"], status
+
+    assert state("-L", "socks5://:1023", "-L", "socks5://:1024") == ("no", ["service-0"], 1)
+    write_sysctl(two["client"], "net.ipv4.ip_unprivileged_port_start", 0)
+    assert state("-L", "socks5://:1023")[0] == "yes"
 
 
 def test_leftovers_of_a_dead_instance_are_a_failure(three: Network, peer: Callable[[str], str]) -> None:

@@ -10,17 +10,19 @@ from typing import Final
 
 from ..config.argv import Invocation
 from ..config.load import Loader
+from ..config.names import listen_network
 from ..core.errors import GostnetError
 from ..core.netns import inside
 from ..core.resources import Capture, Inlet, Masquerade, PortForward, Resource
 from ..kernel import sysctl
-from ..kernel.capabilities import Finding, examine
+from ..kernel.capabilities import Finding, examine, first_open_port
+from ..kernel.forwarding import closed_chains
 from ..kernel.recovery import leftovers
 from ..pipeline.service import Service
 from .checking import passes
-from .daemon import assemble
 from .direct import DirectWays
 from .kernel import wanted_by
+from .preview import preview
 
 Needs = dict[str, list[str]]
 """The services that cannot do without a capability, by its name."""
@@ -65,9 +67,9 @@ def doctor(invocation: Invocation) -> int:
         if not passes(loaded, invocation):
             return 1
         try:
-            services = assemble(loaded, lenient=invocation.lenient).services
-            report.needs = needs_of(services)
-            report.hindrances = list(hindrances(services))
+            assembly, late = preview(loaded, invocation)
+            report.needs = needs_of(assembly.services)
+            report.hindrances = [*hindrances(assembly.services), *late]
         except GostnetError as exc:
             print(f"gostnet: error: {exc} [{exc.code}]", file=sys.stderr)
             return 1
@@ -124,7 +126,10 @@ def _needs(service: Service, resources: Iterable[Resource]) -> Iterator[str]:
                 yield from (*_CAPTURE, "nft-dnat", "nft-masquerade")
             case _:
                 pass
-    host = service.listener.source.address.host
+    address = service.listener.source.address
+    if listen_network(kind) in ("tcp", "udp") and 0 < address.port < first_open_port():
+        yield "low-ports"
+    host = address.host
     if ":" in host and host != "::":
         yield "ipv6"
 
@@ -139,6 +144,13 @@ def hindrances(services: Mapping[str, Service]) -> Iterator[str]:
 def _hindrances(name: str, service: Service) -> Iterator[str]:
     kind = service.listener.name
     resources = service.listener.source.resources()
+    forwarded = _forwarded(service, resources)
+    if forwarded:
+        for chain in closed_chains():
+            yield (
+                f"service {name}: {forwarded} is forwarded by this host, and {chain.words} drops what none of its rules"
+                f" accepts; accept it there, and what comes back"
+            )
     captures = [item for item in resources if isinstance(item, Capture)]
     if captures and sysctl.read("net.ipv6.conf.lo.disable_ipv6") == "1":
         yield f"service {name}: net.ipv6.conf.lo.disable_ipv6 is 1: captured IPv6 is dropped; set it to 0"
@@ -153,6 +165,18 @@ def _hindrances(name: str, service: Service) -> Iterator[str]:
                 f"service {name}: net.ipv4.conf.all.rp_filter is 1: packets of networks that are not routed into"
                 " the device are dropped; set it to 2, or route them into it"
             )
+
+
+def _forwarded(service: Service, resources: Iterable[Resource]) -> str:
+    """Return what of a service passes through this host without ending here, "" for nothing."""
+    for item in resources:
+        if isinstance(item, Masquerade):
+            return f"what peers send to other networks (it comes by {item.device or 'the device'})"
+        if isinstance(item, Capture) and item.direct == "kernel" and item.interfaces:
+            return f"direct traffic that enters by {', '.join(item.interfaces)}"
+    if getattr(service.handler, "engine", "user") == "kernel":
+        return f"what comes to port {service.listener.source.address.port}"
+    return ""
 
 
 # ---- what is printed ----------------------------------------------------------------------------

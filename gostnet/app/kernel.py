@@ -149,14 +149,14 @@ def plan(invocation: Invocation) -> int:
     """Print what `run` would change in the kernel; change nothing."""
     from ..kernel.provision import Provisioner
     from .checking import passes
-    from .daemon import assemble
     from .direct import DirectWays, notes
+    from .preview import preview
 
     loaded = Loader(invocation).load()
     if not passes(loaded, invocation):
         return 1
     try:
-        assembly = assemble(loaded, lenient=invocation.lenient)
+        assembly, late = preview(loaded, invocation)
         steps: list[Step] = []
         ways = DirectWays(assembly.services)
         wanted = ways.added_to(assembly.routes.added_to(wanted_by(assembly.services.values())))
@@ -166,7 +166,7 @@ def plan(invocation: Invocation) -> int:
     except GostnetError as exc:
         print(f"gostnet: error: {exc} [{exc.code}]", file=sys.stderr)
         return 1
-    _print_steps(steps, "no changes", invocation.json, notes(ways))
+    _print_steps(steps, "no changes", invocation.json, [*notes(ways), *late])
     return 0
 
 

@@ -36,7 +36,7 @@ from gostnet.dataplane.native import library
 from gostnet.dataplane.pipes import PIPE_SIZE
 from gostnet.dataplane.tun_device import open_device, set_offload
 
-from . import netns
+from . import netns, sysctl
 from . import nft_expr as expr
 from .bounce import Bounce, Method
 from .bpf import loading_problem
@@ -108,6 +108,25 @@ def _transparent() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
     return ""
+
+
+def first_open_port() -> int:
+    """Return the first port that takes no privilege to listen on."""
+    return int(sysctl.read("net.ipv4.ip_unprivileged_port_start") or 1024)
+
+
+def _low_ports() -> str:
+    first = first_open_port()
+    for port in range(first - 1, max(0, first - 33), -1):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                break
+    return f"below {first}" if first > 1 else "all ports are open to everybody"
 
 
 def _namespace() -> str:
@@ -355,6 +374,13 @@ CAPABILITIES: Final[tuple[Capability, ...]] = (
         _REFUSED,
         "run as root, or with CAP_NET_RAW",
         _raw,
+    ),
+    Capability(
+        "low-ports",
+        "services at ports that take a privilege (below 1024)",
+        _REFUSED,
+        "run as root, or with CAP_NET_BIND_SERVICE, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
+        _low_ports,
     ),
     Capability("transparent", "capture by TPROXY (IP_TRANSPARENT)", _REFUSED, _ADMIN, _transparent),
     Capability(

@@ -10,7 +10,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
@@ -28,7 +28,9 @@ _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _INET = 1
-_GETTABLE, _GETCHAIN, _GETSETELEM = _SUBSYSTEM << 8 | 1, _SUBSYSTEM << 8 | 4, _SUBSYSTEM << 8 | 13
+_ANY = 0
+_FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
+_GETTABLE, _GETCHAIN, _GETRULE, _GETSETELEM = (_SUBSYSTEM << 8 | number for number in (1, 4, 7, 13))
 _ATTEMPTS = 20
 _OWNER = 2
 _INTERVAL = 4
@@ -297,6 +299,24 @@ class ObservedTable:
     comment: str
 
 
+@dataclass(frozen=True, slots=True)
+class ObservedChain:
+    """A chain of the filter type as the kernel lists it.
+
+    drops   its policy is to drop, or its last rule refuses whatever comes to it
+    """
+
+    family: str
+    table: str
+    name: str
+    drops: bool
+
+    @property
+    def words(self) -> str:
+        """How people find it."""
+        return f"chain {self.name} of the nftables table {self.family} {self.table}"
+
+
 class Nft:
     """A netlink socket for nftables in one network namespace.
 
@@ -373,6 +393,39 @@ class Nft:
         """List the names of a table's chains, [] if there is no such table. Raise KernelError."""
         return [_text(of[3]) for of in self._dump("nft list chains", _GETCHAIN) if _text(of[1]) == table]
 
+    def forwarding(self) -> list[ObservedChain]:
+        """List the chains of all families and tables that forwarded packets pass. Raise KernelError."""
+        found = []
+        for of in self._dump("nft list chains", _GETCHAIN, family=_ANY):
+            hook = dict(_attributes(of.get(4, b""), 0))  # NFTA_CHAIN_HOOK
+            forward = int.from_bytes(hook.get(1, b"\xff"), "big") == _HOOKS["forward"]
+            if not forward or of[0][0] not in _FAMILIES or _text(of.get(7, b"")) != "filter":  # NFTA_CHAIN_TYPE
+                continue
+            policy = int.from_bytes(of.get(5, b"\0\0\0\1"), "big")  # NFTA_CHAIN_POLICY; accept by default
+            found.append(ObservedChain(_FAMILIES[of[0][0]], _text(of[1]), _text(of[3]), policy == 0))
+        return [replace(chain, drops=chain.drops or self._ends_in_refusal(chain)) for chain in found]
+
+    def _ends_in_refusal(self, chain: ObservedChain) -> bool:
+        """Tell whether the last rule of a chain refuses whatever comes to it."""
+        family = next(number for number, name in _FAMILIES.items() if name == chain.family)
+        which = name_attribute(1, chain.table) + name_attribute(2, chain.name)
+        rules = self._dump("nft list chain", _GETRULE, which, family)
+        rules = [of for of in rules if (_text(of[1]), _text(of[2])) == (chain.table, chain.name)]
+        if not rules:
+            return False
+        terms = []
+        for _, element in _attributes(rules[-1].get(4, b""), 0):  # NFTA_RULE_EXPRESSIONS
+            of = dict(_attributes(element, 0))
+            terms.append((_text(of.get(1, b"")), of.get(2, b"")))
+        others = [name for name, _ in terms if name not in ("counter", "log")]
+        if others == ["reject"]:
+            return True
+        if others != ["immediate"]:
+            return False
+        (data,) = (data for name, data in terms if name == "immediate")
+        verdict = dict(_attributes(dict(_attributes(data, 0)).get(2, b""), 0)).get(2, b"")  # NFTA_DATA_VERDICT
+        return dict(_attributes(verdict, 0)).get(1) == b"\0\0\0\0"  # NF_DROP
+
     def elements(self, table: str, name: str) -> list[bytes]:
         """List the keys of a set that are not over yet. Raise KernelError."""
         which = name_attribute(1, table) + name_attribute(2, name)
@@ -383,11 +436,14 @@ class Nft:
                 found += [data for inner, data in _attributes(key, 0) if kind == inner == 1]
         return found
 
-    def _dump(self, operation: str, kind: int, attributes: bytes = b"") -> list[dict[int, bytes]]:
-        """Return the attributes of each answer. A dump that a change interrupted is asked for again."""
+    def _dump(self, operation: str, kind: int, attributes: bytes = b"", family: int = _INET) -> list[dict[int, bytes]]:
+        """Return the attributes of each answer, with the family as the one of number 0.
+
+        A dump that a change interrupted is asked for again.
+        """
         for _ in range(_ATTEMPTS):
             self._sequence += 1
-            body = struct.pack("=BBH", _INET, 0, 0)
+            body = struct.pack("=BBH", family, 0, 0)
             size = _HEADER.size + len(body) + len(attributes)
             request = _HEADER.pack(size, kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
             self._send(bytearray(request + body + attributes), operation)
@@ -399,7 +455,9 @@ class Nft:
                     raise kernel_error(operation, -int(struct.unpack_from("=i", message, _HEADER.size)[0]))
                 if number == _DONE:
                     break
-                found.append(dict(_attributes(message, _HEADER.size + len(body))))
+                of = dict(_attributes(message, _HEADER.size + len(body)))
+                of[0] = message[_HEADER.size : _HEADER.size + 1]
+                found.append(of)
             if not interrupted:
                 return found
         raise KernelError(operation, errno.EAGAIN, "the state keeps changing")
