@@ -147,7 +147,7 @@ def _refusal(operation: str, exc: OSError) -> KernelError:
     return KernelError(operation, number, hint=hint)
 
 
-class _Descriptor:
+class Descriptor:
     """What Readiness asks of a socket, for a bare descriptor."""
 
     __slots__ = ("_fd",)
@@ -156,9 +156,11 @@ class _Descriptor:
         self._fd = fd
 
     def fileno(self) -> int:
+        """Return its number, -1 once it is closed."""
         return self._fd
 
     def close(self) -> None:
+        """Close it. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -172,9 +174,22 @@ class TunDevice(Packets):
 
     received, sent, dropped    packets that came out of the kernel, went into it, and were refused by it
     joins                      runs of TCP segments go into the kernel in one piece
+    closing                    called before it is closed: stops whoever else reads it
     """
 
-    __slots__ = ("_fd", "_into", "_on_close", "_slots", "_views", "dropped", "joins", "readiness", "received", "sent")
+    __slots__ = (
+        "_fd",
+        "_into",
+        "_on_close",
+        "_slots",
+        "_views",
+        "closing",
+        "dropped",
+        "joins",
+        "readiness",
+        "received",
+        "sent",
+    )
 
     BATCH = 64
     """Packets per `receive`: enough to amortise the wake-up, small enough to stay fair."""
@@ -197,8 +212,9 @@ class TunDevice(Packets):
         super().__init__(name, mtu, medium, setup=setup)
         self._fd = fd
         self._on_close = on_close
-        self.readiness = Readiness(cast(socket.socket, _Descriptor(fd)))
+        self.readiness = Readiness(cast(socket.socket, Descriptor(fd)))
         self.joins = joins
+        self.closing: Callable[[], None] | None = None
         self.received = 0
         self.sent = 0
         self.dropped = 0
@@ -306,6 +322,8 @@ class TunDevice(Packets):
 
     def abort(self) -> None:
         if not self.closed:
+            if self.closing is not None:
+                self.closing()
             self.readiness.release()
             if self._on_close is not None:
                 self._on_close()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("relay.c", "datagrams.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("relay.c", "datagrams.c", "tun.c"))
 LIBRARY = Path(__file__).with_name("_relay.so")
 FLAGS = ("-std=c11", "-O2", "-g0", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 

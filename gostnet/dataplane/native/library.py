@@ -1,4 +1,4 @@
-"""The shared library of relay.c and datagrams.c, called through ctypes.
+"""The shared library of relay.c, datagrams.c and tun.c, called through ctypes.
 
 All calls are short and never wait for the network, so they are made with the interpreter lock held (PyDLL): giving it
 up and taking it back would cost more than most of them.
@@ -48,7 +48,7 @@ class Record(ctypes.Structure):
 
 
 class Library:
-    """The functions of relay.c and datagrams.c, with their types."""
+    """The functions of the library, with their types."""
 
     def __init__(self, path: str) -> None:
         """Load the library. Raise OSError when it cannot be, or is of another version."""
@@ -84,14 +84,26 @@ class Library:
             self.udp_up = function("udp_up", number, table)
             self.udp_news = function("udp_news", None, table, *(ctypes.c_void_p,) * 3)
             self.udp_resume = function("udp_resume", None, table, number)
+            tun, text = ctypes.c_void_p, ctypes.c_char_p
+            self.tun_open = function("tun_open", tun, number, number, number, number)
+            self.tun_start = function("tun_start", number, tun)
+            self.tun_learn = function("tun_learn", number, tun, number, text, text, number)
+            self.tun_forget = function("tun_forget", None, tun, number, text)
+            self.tun_way = function("tun_way", number, tun, number, text, number, text)
+            self.tun_strict = function("tun_strict", None, tun, number)
+            self.tun_take = function("tun_take", number, tun, ctypes.c_void_p)
+            self.tun_count = function("tun_count", None, tun, ctypes.c_void_p)
+            self.tun_peer = function("tun_peer", number, tun, text, number, ctypes.c_void_p)
             # These wait for a thread, which may be in the middle of something: without the interpreter lock.
             unlocked = ctypes.CDLL(path)
             stop, udp_stop = unlocked["gostnet_relay_stop"], unlocked["gostnet_udp_stop"]
+            tun_stop, tun_close = unlocked["gostnet_tun_stop"], unlocked["gostnet_tun_close"]
         except AttributeError as exc:
             raise OSError(f"{path}: {exc}") from exc
-        stop.restype, stop.argtypes = None, (relay,)
-        udp_stop.restype, udp_stop.argtypes = None, (mover,)
+        for end in (stop, udp_stop, tun_stop, tun_close):
+            end.restype, end.argtypes = None, (ctypes.c_void_p,)
         self.stop, self.udp_stop = stop, udp_stop
+        self.tun_stop, self.tun_close = tun_stop, tun_close
 
 
 @cache
