@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from vpn import OUTSIDE, PORT, TUN, exchange, ping
+from vpn import OUTSIDE, PORT, TUN, exchange, move, ping
 
 from gostnet.core.address import Endpoint
 from gostnet.kernel import netns
@@ -188,12 +188,7 @@ def test_a_client_whose_address_changes_is_followed(two: Network, daemon: Daemon
     daemon(two["server"], "-L", TUN.server())
     daemon(two["client"], "-L", TUN.client(two.address("server", 4)))
     assert ping(two["server"], TUN.nets["client"][0])
-    old = two.address("client")
-    new = old.rpartition(".")[0] + ".77"
-    with netns.inside(two["client"]):
-        for verb, address in (("add", new), ("del", old)):
-            subprocess.run(["ip", "address", verb, f"{address}/24", "dev", "wan0"], check=True)
-        subprocess.run(["ip", "address", "replace", f"{new}/24", "dev", "wan0"], check=True)
+    move(two["client"], two.address("client"))
     assert ping(two["server"], TUN.nets["client"][0])
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pytest
 
+from gostnet.kernel import netns
 from gostnet.testing.clients import echo, echo_datagram
 from gostnet.testing.processes import run_program
 from gostnet.testing.servers import serving_in_thread
@@ -82,3 +84,12 @@ def exchange(near: str, far: str, addresses: Sequence[str]) -> None:
             for size in (1, 1300, 5000):
                 payload = os.urandom(size)
                 assert echo_datagram(near, servers.endpoint("echo/udp", version), payload)[0] == payload
+
+
+def move(place: str, old: str) -> None:
+    """Give a host another address of its network in place of `old`."""
+    new = old.rpartition(".")[0] + ".77"
+    with netns.inside(place):
+        for verb, address in (("add", new), ("del", old)):
+            subprocess.run(["ip", "address", verb, f"{address}/24", "dev", "wan0"], check=True)
+        subprocess.run(["ip", "address", "replace", f"{new}/24", "dev", "wan0"], check=True)

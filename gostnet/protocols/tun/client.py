@@ -9,12 +9,13 @@ from ...core.address import ANY, Endpoint
 from ...core.datagrams import Datagram, Datagrams, pieces
 from ...core.errors import ConnError
 from ...core.flow import Flow
+from ...core.log import Logger
 from ...core.packets import Packets
 from ...core.stream import Buffer
 from ...core.udp_socket import UdpSocket
 from ...dataplane.udp_trains import Trains, split
-from ...pipeline.devices import within
-from . import codec
+from ...pipeline.devices import first_ended, within
+from . import codec, native
 from .delivery import Delivery
 from .engine import KernelPath
 from .path import Path
@@ -95,6 +96,8 @@ class ClientSession:
         liveness: Liveness,
         kernel: KernelPath | None = None,
         path: Path | None = None,
+        *,
+        log: Logger,
     ) -> None:
         self._flow = flow
         self._device = device
@@ -110,7 +113,28 @@ class ClientSession:
         self._turn = asyncio.Lock()
         """Held while something is written to an association that is not a socket: it takes one writer at a time."""
         self._loop = asyncio.get_running_loop()
+        self._log = log
+        self._native = native.start(flow, device, upstream, log)
         liveness.begin(self._loop.time())
+
+    def close(self) -> None:
+        """Stop what moves the packets; the association is the caller's."""
+        if self._native is not None:
+            self._native.close()
+            self._native = None
+
+    async def serve(self) -> None:
+        """Pass packets until the device is closed, or the association. Raise ConnError when the device is gone."""
+        if self._native is not None:
+            go_on = await self._native.serve(self._take, self._device, self._log)
+            self._native = None
+            if not go_on:
+                return
+        await first_ended(self.from_device(), self.from_server())
+
+    async def _take(self, left: Sequence[tuple[bytes, native.Sockaddr]]) -> None:
+        """Take what the pump in C leaves."""
+        await self._deliver([datagram for datagram, _ in left])
 
     async def register(self) -> None:
         """Send the registration."""
@@ -134,10 +158,16 @@ class ClientSession:
             return False  # closed, or its address has gone
         return self._kernel.talk_to(Endpoint.from_sockaddr(address), ours)
 
-    def _count_kernel(self) -> None:
-        assert self._kernel is not None
-        self._lead_kernel()
-        up, down = self._kernel.count(self._flow)
+    def _count(self) -> None:
+        """Count what others have moved, and see from it whether the server is there."""
+        up = down = 0
+        if self._kernel is not None:
+            self._lead_kernel()
+            up, down = self._kernel.count(self._flow)
+        if self._native is not None:
+            more_up, more_down, refused = self._native.count()
+            up, down = up + more_up, down + more_down
+            self._liveness.refused |= refused > 0
         if down:
             self._liveness.unanswered = False
         elif up:
@@ -152,8 +182,7 @@ class ClientSession:
             await asyncio.sleep(self._liveness.wait(self._loop.time()))
             if self._path is not None:
                 self._path.check()
-            if self._kernel is not None:
-                self._count_kernel()
+            self._count()
             if self._liveness.look(self._loop.time()):
                 await self.register()
 

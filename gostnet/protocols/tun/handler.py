@@ -118,7 +118,7 @@ class TunHandler:
             choice=self._choice,
         )
         try:
-            await first_ended(server.from_device(), server.from_peers(), server.attend())
+            await first_ended(server.serve(), server.attend())
         finally:
             server.close()
             self._server = None
@@ -145,10 +145,13 @@ class TunHandler:
         path = Path(flow, device, upstream, self._context.log, place)
         path.check()
         kernel = start(self._choice, flow, device, upstream, self._context.log, place=place, single=True)
+        session = None
         try:
-            session = ClientSession(flow, device, upstream, registration, liveness, kernel, path)
+            session = ClientSession(flow, device, upstream, registration, liveness, kernel, path, log=self._context.log)
             await session.register()
-            await first_ended(session.from_device(), session.from_server(), session.attend())
+            await first_ended(session.serve(), session.attend())
         finally:
+            if session is not None:
+                session.close()
             if kernel is not None:
                 kernel.close(flow)

@@ -15,9 +15,9 @@ from ...core.packets import Packets
 from ...core.stream import Buffer
 from ...core.udp_socket import UdpSocket
 from ...dataplane.udp_trains import Trains, split
-from ...pipeline.devices import within
+from ...pipeline.devices import first_ended, within
 from ...pipeline.handler import HandlerContext
-from . import codec, engine
+from . import codec, engine, native
 from .delivery import Delivery
 from .routes import PeerTable
 
@@ -61,6 +61,7 @@ class PeerServer:
         self._choice: engine.Choice = choice
         self._adopt(context, passphrase)
         self._kernel = self._start_engine()
+        self._native = native.start(flow, device, carrier, self._log, server=True, single=p2p, strict=self._strict)
         if self._trains.missing:
             self._log.info(f"{device.name}: the kernel lacks {self._trains.missing}: datagrams go one by one")
 
@@ -78,10 +79,19 @@ class PeerServer:
         )
 
     def close(self) -> None:
-        """Stop the kernel engine; socket and device are others'."""
+        """Stop the engines; socket and device are others'."""
+        self._close_kernel()
+        self._close_native()
+
+    def _close_kernel(self) -> None:
         if self._kernel is not None:
             self._kernel.close(self._flow)
             self._kernel = None
+
+    def _close_native(self) -> None:
+        if self._native is not None:
+            self._native.close()
+            self._native = None
 
     def _adopt(self, context: HandlerContext, passphrase: str) -> None:
         self._log = context.log
@@ -96,9 +106,26 @@ class PeerServer:
         strict = self._strict
         self._adopt(context, passphrase)
         if self._kernel is not None and self._strict != strict:
-            self.close()
+            self._close_kernel()
             self._kernel = self._start_engine()
+        if self._native is not None:
+            self._native.set_strict(self._strict)
         self.check_peers()
+
+    async def serve(self) -> None:
+        """Pass packets until the device is closed, or the socket. Raise ConnError when the device is gone."""
+        if self._native is not None:
+            go_on = await self._native.serve(self._take, self._device, self._log)
+            self._native = None
+            if not go_on:
+                return
+        await first_ended(self.from_device(), self.from_peers())
+
+    async def _take(self, left: Sequence[tuple[bytes, Sockaddr]]) -> None:
+        """Take what the pump in C leaves."""
+        for datagram, peer in left:
+            self._flow.meter.down += self._sort((datagram,), peer)
+        await self._delivery.send()
 
     # ---- device to peers -------------------------------------------------------------------------
     async def from_device(self) -> None:
@@ -237,6 +264,9 @@ class PeerServer:
         if self._kernel is not None:
             self._kernel.registered(registration.addresses, client)
         if self._peers.learn(registration.addresses, peer):
+            if self._native is not None:
+                kept = [address for address in registration.addresses if self._peers.find(address.packed) == peer]
+                self._native.learn(kept, peer)
             self._log.info(f"{self._device.name}: {names} at {client}", client=str(client))
         if self._authenticator is not None or self._passphrase is not None:
             for address in registration.addresses:
@@ -258,6 +288,8 @@ class PeerServer:
             if self._kernel is not None:
                 self._kernel.count(self._flow)
                 self._kernel.refresh()
+            if self._native is not None:
+                self._native.count()
             now = asyncio.get_running_loop().time()
             if now - checked >= RECHECK:
                 checked = now
@@ -275,4 +307,6 @@ class PeerServer:
                 self._peers.forget(address)
                 if self._kernel is not None:
                     self._kernel.forget(address)
+                if self._native is not None:
+                    self._native.forget(address)
                 self._log.info(f"{self._device.name}: {address} at {client} is no peer any more", client=str(client))
