@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from .cases import Group
+from .cases import Case, Group
 from .topology import CLIENT, GATEWAY, ORIGIN, ORIGIN_PORT, SERVER
 
 PORT = 1080
@@ -77,8 +79,9 @@ SetUp = Callable[[str, Path], Setup]
 class Contender:
     """One that is measured: its binary by an environment variable or on PATH ("" needs none), and what it can do.
 
-    needs     other programs without which it cannot be measured
     version   arguments that make it tell its version
+    needs     other programs without which it cannot be measured
+    only      patterns of the cases that it is measured under, of those of its groups
     """
 
     name: str
@@ -87,6 +90,11 @@ class Contender:
     version: tuple[str, ...]
     groups: dict[Group, SetUp]
     needs: tuple[str, ...] = field(default=())
+    only: tuple[str, ...] = ("*",)
+
+    def takes(self, case: Case) -> bool:
+        """Tell whether it is measured under a case."""
+        return case.group in self.groups and any(fnmatchcase(case.id, pattern) for pattern in self.only)
 
     def find(self) -> str | None:
         """Return the binary's path, None if it is not here."""
@@ -331,6 +339,26 @@ def _gost_tun(binary: str, directory: Path) -> Setup:
     return Setup(target=f"{INSIDE[1]}:{ORIGIN_PORT}", programs=programs, kernel_moves=not binary)
 
 
+# ---- gostnet with several workers -----------------------------------------------------------------
+_WORKERS = 2
+
+
+def _by_workers(set_up: SetUp) -> SetUp:
+    """The same by several workers, each of whom listens."""
+
+    def made(binary: str, directory: Path) -> Setup:
+        setup = set_up(binary, directory)
+        return replace(setup, programs=tuple(map(_with_workers, setup.programs)))
+
+    return made
+
+
+def _with_workers(program: Program) -> Program:
+    all_listen = f"test $(ss -Hltn sport = :{program.port} | wc -l) -eq {_WORKERS}"
+    probe = ("sh", "-c", f"{shlex.join(program.probe or ('true',))} && {all_listen}")
+    return replace(program, arguments=(*program.arguments, "--workers", str(_WORKERS)), probe=probe)
+
+
 # ---- the others ----------------------------------------------------------------------------------
 def _sing_box(
     binary: str, directory: Path, name: str, inbound: dict[str, Any], outbound: dict[str, Any]
@@ -488,6 +516,19 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender(LIMIT, "", "", (), {**dict.fromkeys(Group, _direct), Group.TUNGO: _direct_tungo}),
     Contender(REFERENCE, "gost", "GOST_BIN", ("-V",), {**_GOST_GROUPS}),
     Contender("gostnet", "", "", (), {**_GOST_GROUPS, Group.RED: _gostnet_red, Group.REDU: _gostnet_redu}),
+    Contender(
+        "gostnet x2",
+        "",
+        "",
+        (),
+        {
+            Group.SOCKS5: _by_workers(_gost_socks5),
+            Group.RED: _by_workers(_gostnet_red),
+            Group.TLS: _by_workers(_gost_tls),
+        },
+        ("ss",),
+        ("*.short", "tls.*"),
+    ),
     Contender(
         "sing-box",
         "sing-box",

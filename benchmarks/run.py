@@ -88,13 +88,14 @@ def run(plan: Plan, say: Callable[[str], None]) -> Results:
                 for group, cases in groups.items():
                     for contender, binary in plan.contenders:
                         set_up = contender.groups.get(group)
-                        if set_up is None or (group, contender.name) in unfit:
+                        taken = [case for case in cases if contender.takes(case)]
+                        if set_up is None or not taken or (group, contender.name) in unfit:
                             continue
                         directory = Path(place, f"{contender.name}-{group.value}")
                         directory.mkdir(exist_ok=True)
                         try:
                             with _ready(net, set_up(binary, directory)) as (setup, measured):
-                                for case in cases:
+                                for case in taken:
                                     if case.unit is Unit.MEMORY and not measured:
                                         continue  # the kernel's own forwarding has no process
                                     sample = _measure(net, generator, case, setup, measured, plan.seconds)
