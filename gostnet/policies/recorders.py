@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import gzip
 import json
 import os
@@ -151,6 +152,7 @@ class FileSink:
     """Appends to a file, each record followed by `sep`.
 
     With a rotation, files put aside are named as GOST's: `NAME-2006-01-02T15-04-05.000.EXT`, and `.gz` behind it.
+    Several processes may then write to the same file: each looks at it, turns it over and writes under its lock.
     """
 
     def __init__(
@@ -161,58 +163,85 @@ class FileSink:
         self._rotation = rotation
         self._clock = clock
         self._fd = -1
-        self._size = 0
-        self._identity: tuple[int, int] = (0, 0)
 
     def write(self, records: Sequence[Record]) -> None:
         """Append `records` in one write, to the file that has the name now: another program may rename it."""
-        self._open()
         if self._rotation is None:
+            self._open()
             self._append(b"".join(record.data + self._sep for record in records))
             return
-        for record in records:
-            data = record.data + self._sep
-            if self._size and self._size + len(data) > self._rotation.size:
-                self._rotate(self._rotation)
-            self._append(data)
+        rotation, aside = self._rotation, False
+        size = self._lock()
+        try:
+            gathered = bytearray()
+            for record in records:
+                more = len(record.data) + len(self._sep)
+                if size and size + more > rotation.size:
+                    self._append(gathered)
+                    gathered.clear()
+                    size = self._turn_over(rotation)
+                    aside = True
+                gathered += record.data
+                gathered += self._sep
+                size += more
+            self._append(gathered)
+        finally:
+            if self._fd >= 0:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        if aside:
+            self._tidy(rotation)
 
     def _open(self) -> None:
         if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                found = os.stat(self._path)
-                if (found.st_dev, found.st_ino) == self._identity:
-                    return
+            if self._is_current():
+                return
             self.close()
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         # No O_CREAT on what is there: in sticky directories the kernel refuses it for files of others.
         mode = 0o666 if self._rotation is None else 0o600
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
-        found = os.fstat(self._fd)
-        self._identity = (found.st_dev, found.st_ino)
-        self._size = found.st_size
 
-    def _append(self, data: bytes) -> None:
-        self._size += len(data)
-        while data:
-            data = data[os.write(self._fd, data) :]
+    def _is_current(self) -> bool:
+        """Tell whether the file that is open is the one that has the name."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
 
-    def _rotate(self, rotation: Rotation) -> None:
+    def _lock(self) -> int:
+        """Open and lock the file that has the name, and return its size. The lock of who dies is free again."""
+        while True:
+            self._open()
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            if self._is_current():  # nobody has put it aside while we waited
+                return os.fstat(self._fd).st_size
+
+    def _append(self, data: bytes | bytearray) -> None:
+        with memoryview(data) as left:
+            written = 0
+            while written < len(left):
+                written += os.write(self._fd, left[written:])
+
+    def _turn_over(self, rotation: Rotation) -> int:
+        """Put the file aside, which we have locked, and lock the next one; return its size."""
+        moment = datetime.fromtimestamp(self._clock(), None if rotation.local else UTC)
+        aside = self._aside(moment)
+        while aside.exists() or _packed(aside).exists():
+            moment += timedelta(milliseconds=1)
+            aside = self._aside(moment)
+        with contextlib.suppress(FileNotFoundError):  # another program was quicker
+            os.rename(self._path, aside)
         self.close()
-        now = datetime.fromtimestamp(self._clock(), None if rotation.local else UTC)
-        stamp = f"{now.strftime(_STAMP)}.{now.microsecond // 1000:03d}"
-        aside = self._path.with_name(f"{self._path.stem}-{stamp}{self._path.suffix}")
-        os.replace(self._path, aside)
-        self._open()
-        if rotation.compress:
-            packed = aside.with_name(aside.name + ".gz")
-            with open(aside, "rb") as source, gzip.open(packed, "wb") as target:
-                shutil.copyfileobj(source, target)
-            aside.unlink()
-        self._clean(rotation, now)
+        return self._lock()
 
-    def _clean(self, rotation: Rotation, now: datetime) -> None:
-        """Delete what has been put aside and is too old, or too much."""
-        kept: list[tuple[datetime, Path]] = []
+    def _aside(self, moment: datetime) -> Path:
+        stamp = f"{moment.strftime(_STAMP)}.{moment.microsecond // 1000:03d}"
+        return self._path.with_name(f"{self._path.stem}-{stamp}{self._path.suffix}")
+
+    def _tidy(self, rotation: Rotation) -> None:
+        """Pack what has been put aside, and delete what is too old or too much. Several processes may do so at once."""
+        now = datetime.fromtimestamp(self._clock(), None if rotation.local else UTC)
+        kept: dict[datetime, set[Path]] = {}
         for path in self._path.parent.iterdir():
             name = path.name.removesuffix(".gz")
             prefix, suffix = f"{self._path.stem}-", self._path.suffix
@@ -223,19 +252,39 @@ class FileSink:
                 when = datetime.strptime(stamp, f"{_STAMP}.%f").replace(tzinfo=now.tzinfo)
             except ValueError:
                 continue
-            kept.append((when, path))
-        kept.sort(reverse=True)
-        for index, (when, path) in enumerate(kept):
+            kept.setdefault(when, set()).add(path)
+        for index, when in enumerate(sorted(kept, reverse=True)):
             too_many = 0 < rotation.backups <= index
             too_old = rotation.age > 0 and now - when > timedelta(days=rotation.age)
-            if too_many or too_old:
-                path.unlink(missing_ok=True)
+            for path in kept[when]:
+                if too_many or too_old:
+                    path.unlink(missing_ok=True)
+                elif rotation.compress and path.suffix != ".gz":
+                    _pack(path)
 
     def close(self) -> None:
         """Close the file; the next record opens it again."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _packed(path: Path) -> Path:
+    return path.with_name(path.name + ".gz")
+
+
+def _pack(path: Path) -> None:
+    """Pack a file that was put aside, unless somebody else does; who dies meanwhile leaves it to the next one."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as source:
+        try:
+            fcntl.lockf(source, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not the lock that those who write take
+        except BlockingIOError:
+            return
+        part = path.with_name(path.name + ".part")
+        with open(part, "wb") as target, gzip.GzipFile("", "wb", fileobj=target) as packing:
+            shutil.copyfileobj(source, packing)
+        os.replace(part, _packed(path))
+        path.unlink()
 
 
 class TCPSink:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -155,6 +158,79 @@ def test_what_was_put_aside_is_deleted_when_it_is_old(tmp_path: Path) -> None:
     sink.write([record(b"xyz")])
     sink.close()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_files_put_aside_in_the_same_moment_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "r.log"
+    sink = FileSink(str(path), "\n", Rotation(5, compress=True), lambda: 1_700_000_000.0)
+    sink.write([record(b"%04d" % number) for number in range(20)])
+    sink.close()
+    found = b"".join(gzip.decompress(each.read_bytes()) for each in sorted(tmp_path.glob("*.gz")))
+    assert found + path.read_bytes() == b"".join(b"%04d\n" % number for number in range(20))
+
+
+def test_what_somebody_who_died_has_left_is_packed(tmp_path: Path) -> None:
+    path = tmp_path / "r.log"
+    left = tmp_path / "r-2023-11-14T22-13-19.000.log"
+    left.write_text("left")
+    left.with_name(left.name + ".part").write_text("a half")
+    sink = FileSink(str(path), "", Rotation(3, compress=True), lambda: 1_700_000_000.0)
+    sink.write([record(b"xyz"), record(b"abc")])
+    sink.close()
+    assert gzip.decompress(left.with_name(left.name + ".gz").read_bytes()) == b"left"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+_WRITER = """
+import sys
+from gostnet.policies.recorders import FileSink, Record, Rotation
+path, name = sys.argv[1:]
+sink = FileSink(path, "\\n", Rotation(4000, compress=True))
+print("here", flush=True)
+sys.stdin.readline()
+for first in range(0, 2000, 20):
+    sink.write([Record(b"%s %d" % (name.encode(), number), {}) for number in range(first, first + 20)])
+    print(first, flush=True)
+"""
+
+
+def test_several_processes_turn_a_file_over_and_nothing_is_lost_or_written_twice(tmp_path: Path) -> None:
+    """One of them is killed in the middle of it."""
+    path = tmp_path / "r.log"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in ("a", "b", "victim")
+    ]
+    for writer in writers:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "here\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    victim = writers[2]
+    assert victim.stdout is not None
+    while victim.stdout.readline() != "600\n":
+        pass
+    victim.kill()
+    for writer in writers:
+        writer.communicate(timeout=30)
+    with contextlib.closing(FileSink(str(path), "\n", Rotation(4000, compress=True))) as sink:
+        for _ in range(4):
+            sink.write([record(b"last" * 500)])  # turns it over, and packs what the victim has left
+    files = [path, *tmp_path.glob("r-*")]
+    assert all(file.suffix == ".gz" for file in files[1:])
+    contents = [gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes() for file in files]
+    assert max(map(len, contents)) <= 4000
+    words = b"".join(contents).decode().splitlines()
+    for name in ("a", "b"):
+        assert sorted(int(word.split()[1]) for word in words if word.startswith(name + " ")) == list(range(2000))
+    survived = sorted(int(word.split()[1]) for word in words if word.startswith("victim "))
+    assert len(set(survived)) == len(survived)
+    assert survived[:620] == list(range(620))
 
 
 # ---- TCP, HTTP -----------------------------------------------------------------------------------
