@@ -27,10 +27,11 @@ from ..pipeline.transport import Listener, ListenerContext
 from ..policies import auth
 from ..policies.build import Build, build_authers, build_climiters, build_limiters, build_rlimiters, build_routers
 from ..policies.build_books import build_observers, build_quotas, build_recorders, uses_of
+from ..policies.merged import MergedBooks
 from ..policies.observer import Reporter
 from ..policies.quota import Quota
 from ..policies.recorders import Records
-from ..policies.stats import Reading, ServiceBooks
+from ..policies.stats import ServiceBooks
 from ..transports.proxy_protocol import ProxyProtocol
 from .chains import Chains
 from .dialing import Trials
@@ -86,7 +87,7 @@ class Assembler:
         self._hooks: dict[str, ServiceOptions] = {}
         self._share = share
         turn = share.ledger if share is not None else None
-        known = {"worker": share.worker} if share is not None else {}
+        known = {"worker": share.worker} if share is not None and share.totals is None else {}
         self._log = logger_of(config.log, known, turn)
         self._loggers = {
             logger.name: logger_of(logger.log, {**known, "logger": logger.name}, turn) for logger in config.loggers
@@ -244,21 +245,33 @@ class Assembler:
         before = self._previous.services.get(section.name) if self._previous else None
         known = before.policies.books if before is not None else None
         reporters = [reporter for reporter in (by_service, by_client) if reporter is not None]
-        books = ServiceBooks(
-            section.name,
-            records=records,
-            quotas=quotas,
-            by_client=options.enable_stats or by_client is not None,
-            reporters=reporters,
-            layered=bool(listener.layers),
-            prefaced=listener.preface is not None,
-            shown=options.enable_stats,
-            before=known if isinstance(known, ServiceBooks) else None,
-        )
+        common_to_all: dict[str, Any] = {
+            "quotas": quotas,
+            "by_client": options.enable_stats or by_client is not None,
+            "shown": options.enable_stats,
+            "before": known if isinstance(known, ServiceBooks) else None,
+        }
+        share = self._share
+        if share is not None and share.totals is not None:
+            books: ServiceBooks = MergedBooks(section.name, share.totals, reporters=reporters, **common_to_all)
+        else:
+            if share is not None:
+                reporters = []  # the supervisor tells of all workers together
+            told = options.enable_stats or by_client is not None
+            books = ServiceBooks(
+                section.name,
+                records=records,
+                reporters=reporters,
+                layered=bool(listener.layers),
+                prefaced=listener.preface is not None,
+                board=share.board if share is not None and told else None,
+                **common_to_all,
+            )
         if by_service is not None and options.enable_stats:
-            by_service.collect = partial(books.service_events, Reading(options.observer_reset_traffic))
-        if by_client is not None:
-            by_client.collect = partial(books.client_events, Reading(reset_clients))
+            reading = books.reading(f"service {section.observer}", options.observer_reset_traffic)
+            by_service.collect = partial(books.service_events, reading)
+        if by_client is not None and handler is not None:
+            by_client.collect = partial(books.client_events, books.reading(f"client {handler.observer}", reset_clients))
         build.reporters += reporters
         build.reloaders += [books, *reporters]
         return books

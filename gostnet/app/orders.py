@@ -1,13 +1,13 @@
 """What the supervisor and its workers say to each other, each over a socket that nobody else has.
 
-One end asks, the other answers, one thing at a time: the supervisor gives orders over one socket, and the first
-worker asks for the kernel's state over another.
+The supervisor gives orders over one socket, one at a time, and gets answers, and between them what services say of
+themselves. The first worker asks for the kernel's state over another.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,6 +16,7 @@ from ..config.argv import Invocation
 from ..config.load import Loaded
 from ..core.errors import ConfigError, GostnetError, KernelError
 from ..core.resources import Key
+from ..pipeline.service import State
 from .kernel import Wanted
 
 
@@ -39,15 +40,42 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """Change over to another configuration."""
+    """Change over to another configuration.
+
+    gone    services that went at the last change: nobody asks for their counts any more
+    """
 
     loaded: Loaded
     ports: Mapping[str, int]
+    gone: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Wind down and end; there is no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Write down what connections have moved until now; Settled with the same number is the answer."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """It is written."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a service of a worker says of itself, whenever that is."""
+
+    service: str
+    state: State
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

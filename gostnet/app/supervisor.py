@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -22,11 +23,27 @@ from ..config.workers import parse_workers
 from ..core.errors import GostnetError, KernelError
 from ..core.log import Logger
 from ..core.tasks import Scope, first_done, in_thread
-from ..policies.ledger import Ledger
-from .assemble import logger_of
-from .daemon import DRAIN_TIMEOUT, reread
+from ..policies.ledger import SUPERVISOR, Ledger
+from .daemon import DRAIN_TIMEOUT, assemble, print_error, reread, with_hint
 from .kernel import KernelState
-from .orders import Applied, Apply, Begin, Channel, Claim, Done, Failed, Refusal, Replace, Stop, readable
+from .mirror import Mirror
+from .orders import (
+    Applied,
+    Apply,
+    Begin,
+    Channel,
+    Claim,
+    Done,
+    Failed,
+    Refusal,
+    Replace,
+    Said,
+    Settle,
+    Settled,
+    Stop,
+    readable,
+)
+from .share import Share
 from .signals import Signals, notify
 
 RESTART = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -37,6 +54,12 @@ SETTLED = 30.0
 
 PATIENCE = 60.0
 """Seconds for a worker to begin, or to change over: what it reads first, such as lists from the web, takes a while."""
+
+SETTLE = 0.5
+"""Seconds for a worker to say what its connections have moved: what it says later is told in the next report."""
+
+SOON = 0.05
+"""Seconds for which counts are up to date: several services report at the same time."""
 
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from gostnet.app.worker import main; sys.exit(main(sys.argv[2:]))"
 
@@ -71,21 +94,54 @@ class Member:
         self.kernel = Channel(kernel)
         self.began = 0.0
         self.lock = asyncio.Lock()
+        self._answers: asyncio.Queue[Done | Failed] = asyncio.Queue()
+        self._gone = False
+        self._settled = asyncio.Event()
+        self._asked = 0
+
+    async def listen(self, told: Callable[[Said], None]) -> None:
+        """Take what it says, until it has ended."""
+        while True:
+            try:
+                message = await self.orders.receive()
+            except EOFError:
+                self._gone = True
+                self._settled.set()
+                self._answers.put_nowait(Failed("the worker has ended"))
+                return
+            match message:
+                case Said():
+                    told(message)
+                case Settled(number) if number == self._asked:
+                    self._settled.set()
+                case Done() | Failed():
+                    self._answers.put_nowait(message)
 
     async def ask(self, order: Begin | Replace) -> Done | Failed:
         """Give an order and return the answer."""
         async with self.lock:
+            if self._gone:
+                return Failed("the worker has ended")
             self.orders.send(order)
             try:
                 async with asyncio.timeout(PATIENCE):
-                    answer = await self.orders.receive()
-            except EOFError:
-                return Failed("the worker has ended")
+                    return await self._answers.get()
             except TimeoutError:
                 self.kill()  # nobody knows what it does
                 return Failed(f"the worker does not answer for {PATIENCE:g}s")
-        assert isinstance(answer, Done | Failed)
-        return answer
+
+    async def settle(self) -> None:
+        """Have it write down what its connections have moved; who is busy with a reload has not done so at the end."""
+        self._asked += 1
+        self._settled.clear()
+        if self._gone:
+            return
+        self.orders.send(Settle(self._asked))
+        try:
+            async with asyncio.timeout(SETTLE):
+                await self._settled.wait()
+        except TimeoutError:
+            pass
 
     async def ended(self) -> int:
         """Wait for the process's end and return its status."""
@@ -116,6 +172,7 @@ class Supervisor:
         self._workers = workers
         self._kernel = KernelState(invocation.instance)
         self._members: dict[int, Member] = {}
+        self._listening: dict[int, asyncio.Task[None]] = {}
         self._ports: Mapping[str, int] = {}
         self._ready = False
         self._stopping = False
@@ -123,12 +180,24 @@ class Supervisor:
         """Set when the first worker is the only one left."""
         self._turn = asyncio.Lock()
         """Of those who give the workers a configuration: a worker that begins gets the one that holds."""
+        self._gone: set[str] = set()
+        """Services that went with the configuration before."""
+        self._settling = asyncio.Lock()
+        self._settled = 0.0
+        self._next: Mirror | None = None
+        """Of a configuration that the workers are changing over to."""
 
     async def run(self, loaded: Loaded) -> int:
         """Start the workers, keep them until a signal says stop, end them; return the exit status."""
         self._loaded = loaded
-        self._ledger = Ledger.create(self._workers)
-        self._log = self._logger(loaded)
+        self._ledger = Ledger.create(self._workers, SUPERVISOR)
+        self._totals = self._ledger.totals()
+        try:
+            self._mirror = self._mirror_of(loaded)
+        except GostnetError as exc:
+            print_error(exc, loaded)
+            os.close(self._ledger.descriptor)
+            return 1
         signals = Signals(self._invocation.reload)
         scope = Scope("supervisor")
         try:
@@ -139,6 +208,7 @@ class Supervisor:
                 services = len(loaded.config.services)
                 self._log.info("ready", services=services, pid=os.getpid(), workers=self._workers)
                 notify("READY=1")
+                self._mirror.begin()
                 await signals.serve(scope, self._reload)
                 self._log.info("stopping")
                 notify("STOPPING=1")
@@ -152,6 +222,8 @@ class Supervisor:
                 member.kill()
             await scope.cancel()
             await in_thread(self._kernel.rollback)
+            if self._ready:
+                await self._mirror.end()
             self._log.sink.close()
             os.close(self._ledger.descriptor)
         return status
@@ -162,8 +234,38 @@ class Supervisor:
         for member in self._members.values():
             member.kill()
 
-    def _logger(self, loaded: Loaded) -> Logger:
-        return logger_of(loaded.config.log, {}, self._ledger)
+    @property
+    def _log(self) -> Logger:
+        return self._mirror.assembly.log
+
+    def _mirror_of(self, loaded: Loaded, before: Mirror | None = None) -> Mirror:
+        """Build what shows the services of a configuration to others. Raise GostnetError."""
+        share = Share(SUPERVISOR, self._ledger, totals=self._totals)
+        previous = before.assembly if before is not None else None
+        made = assemble(loaded, lenient=self._invocation.lenient, previous=previous, share=share)
+        return Mirror(made, self._settle)
+
+    # ---- what is shown -------------------------------------------------------------------------
+    async def statuses(self) -> dict[str, Mapping[str, object]]:
+        """Return the status of all services, each as if one process served it."""
+        return await self._mirror.statuses()
+
+    async def _settle(self) -> None:
+        """Have the counts brought up to date by those whose connections may have moved something."""
+        async with self._settling:
+            if self._stopping or time.monotonic() - self._settled < SOON:
+                return
+            for worker, member in self._members.items():
+                if self._totals.busy(worker):
+                    await member.settle()
+            self._settled = time.monotonic()
+
+    def _told(self, worker: int, said: Said) -> None:
+        mirrors = [self._mirror, self._next] if self._next is not None else [self._mirror]
+        for mirror in mirrors:
+            if said.service in mirror.assembly.services:
+                mirror.hear(worker, said.service, said.state, said.message)
+                return
 
     # ---- start ---------------------------------------------------------------------------------
     async def _start(self, scope: Scope) -> bool:
@@ -195,6 +297,8 @@ class Supervisor:
         member = self._members[worker]
         if worker == 0:
             scope.start(self._hold(member), "kernel")
+        listening = scope.start(member.listen(partial(self._told, worker)), f"listen {worker}")
+        self._listening[worker] = listening
         answer = await member.ask(
             Begin(self._invocation, self._loaded, worker, self._workers, self._ports, again),
         )
@@ -255,6 +359,9 @@ class Supervisor:
             pause = RESTART[min(deaths, len(RESTART) - 1)]
             deaths += 1
             # Nobody else writes to its part of the ledger, and its sockets are closed.
+            await asyncio.wait((self._listening[worker],))
+            self._totals.bury(worker)
+            self._mirror.lost(worker)
             await in_thread(self._ledger.forget, worker)
             when = f"in {pause:g}s" if pause else "now"
             self._log.error(f"worker {worker} {_shown(status)}; it is replaced {when}", pid=member.process.pid)
@@ -285,12 +392,20 @@ class Supervisor:
             if parse_workers(loaded.config.workers) != self._workers:
                 self._log.warn(f"workers: {self._workers} of them go on; another number takes a restart")
             async with self._turn:
-                if not await self._replace(loaded):
+                try:
+                    fresh = self._next = self._mirror_of(loaded, self._mirror)
+                    changed = await self._replace(loaded)
+                finally:
+                    self._next = None
+                if not changed:
+                    fresh.assembly.build.close()
                     return
+                await self._show(fresh)
+        except GostnetError as exc:
+            self._log.error(f"reload: {with_hint(exc)}; the old configuration stays")
+            return
         finally:
             notify("READY=1")
-        before, self._log = self._log, self._logger(loaded)
-        before.sink.close()
         (self._log.debug if quiet else self._log.info)("config auto reloaded" if quiet else "config reloaded")
 
     async def _replace(self, loaded: Loaded) -> bool:
@@ -300,12 +415,12 @@ class Supervisor:
         for worker, member in self._members.items():
             if member.process.poll() is not None and worker:
                 continue  # it begins with the configuration that holds then
-            answer = await member.ask(Replace(loaded, self._ports))
+            answer = await member.ask(Replace(loaded, self._ports, self._gone))
             if isinstance(answer, Failed):
                 self._log.error(f"reload: {answer.message}; the old configuration stays")
                 self._ports = ports
                 for other in changed:
-                    back = await self._members[other].ask(Replace(before, ports))
+                    back = await self._members[other].ask(Replace(before, ports, self._gone))
                     if isinstance(back, Failed):
                         self._log.error(f"reload: worker {other} cannot go back: {back.message}")
                         self._members[other].kill()  # its successor begins with the old one
@@ -315,6 +430,18 @@ class Supervisor:
             changed.append(worker)
         self._loaded = loaded
         return True
+
+    async def _show(self, fresh: Mirror) -> None:
+        """Show the services of the configuration that holds now."""
+        before = self._mirror
+        before.hand_over(fresh)
+        self._mirror = fresh
+        await before.end(fresh)
+        self._gone = before.assembly.services.keys() - fresh.assembly.services.keys()
+        self._totals.forget(self._gone)
+        fresh.begin()
+        if before.assembly.log.sink is not fresh.assembly.log.sink:
+            before.assembly.log.sink.close()
 
     # ---- end -----------------------------------------------------------------------------------
     async def _stop(self) -> None:
@@ -341,8 +468,10 @@ class Supervisor:
                     await first.ended()
             except TimeoutError:
                 first.kill()
-        for member in self._members.values():
+        for worker, member in self._members.items():
             await member.ended()
+            if worker in self._listening:
+                await asyncio.wait((self._listening[worker],))  # its last words
             member.close()
         self._members.clear()
 

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -24,12 +25,27 @@ from ..core.resources import Key
 from ..core.sockets import ListenOptions, listen_tcp
 from ..core.tasks import Scope, run
 from ..core.udp_socket import listen_udp
-from ..pipeline.service import Service
+from ..pipeline.service import Service, State
 from ..policies.ledger import Ledger
+from ..policies.stats import ServiceBooks
 from .assemble import Assembly
 from .daemon import Daemon, assemble, print_error, with_hint
 from .kernel import Kernel, Wanted
-from .orders import Applied, Apply, Begin, Channel, Claim, Done, Failed, Refusal, Replace, Rollback
+from .orders import (
+    Applied,
+    Apply,
+    Begin,
+    Channel,
+    Claim,
+    Done,
+    Failed,
+    Refusal,
+    Replace,
+    Rollback,
+    Said,
+    Settle,
+    Settled,
+)
 from .share import Share
 from .signals import Signals
 
@@ -146,7 +162,11 @@ class Worker(Daemon):
         super().__init__(begin.invocation, Loader(begin.invocation), kernel)
         self._begin = begin
         self._orders = orders
-        self._share = Share(begin.worker, ledger, begin.ports)
+        self._share = Share(begin.worker, ledger, begin.ports, ledger.board())
+        self._latest: Assembly | None = None
+        """What was built last, also if it is not what holds."""
+        self._left: dict[str, list[ServiceBooks]] = {}
+        """Books of services that have gone: the supervisor may still ask for them, or the change be taken back."""
 
     async def work(self) -> int:
         """Start, tell so, follow orders to the end; return the exit status."""
@@ -173,15 +193,32 @@ class Worker(Daemon):
     async def _follow(self, scope: Scope) -> None:
         while True:
             order = await self._orders.receive()
+            if isinstance(order, Settle):
+                for books in _books(self._assembly).values():
+                    books.settle()
+                self._orders.send(Settled(order.number))
+                continue
             if not isinstance(order, Replace):
                 return
             self._share = replace(self._share, ports=order.ports)
+            for name in order.gone:
+                for books in self._left.pop(name, ()):
+                    books.hide()
+            before = _books(self._assembly)
+            self._latest = None
             try:
                 await self._replace(order.loaded, scope)
+                for name, books in _without(before, _books(self._assembly)):
+                    self._left.setdefault(name, []).append(books)
             except GostnetError as exc:
+                for _, books in _without(_books(self._latest), before):
+                    books.hide()
                 self._orders.send(Failed(with_hint(exc)))
             else:
                 self._orders.send(Done(self._ports()))
+
+    def _say(self, service: str, state: State, message: str) -> None:
+        self._orders.send(Said(service, state, message))
 
     def _ports(self) -> dict[str, int]:
         assert self._assembly is not None
@@ -199,6 +236,9 @@ class Worker(Daemon):
             # What they prepare is there since the worker before.
             hooks = assembly.hooks.items()
             assembly.hooks = {name: replace(options, pre_up=[], post_up=[]) for name, options in hooks}
+        for name, service in assembly.services.items():
+            service.heard = partial(self._say, name)
+        self._latest = assembly
         return assembly
 
     async def _open(self, service: Service) -> None:
@@ -219,6 +259,17 @@ class Worker(Daemon):
     def _keep_routes(self, assembly: Assembly) -> None:
         if self._share.first:
             super()._keep_routes(assembly)
+
+
+def _books(assembly: Assembly | None) -> dict[str, ServiceBooks]:
+    """Return the books by service."""
+    services = assembly.services.items() if assembly is not None else ()
+    return {name: books for name, each in services if isinstance(books := each.policies.books, ServiceBooks)}
+
+
+def _without(books: dict[str, ServiceBooks], others: dict[str, ServiceBooks]) -> list[tuple[str, ServiceBooks]]:
+    """Return the books of services that have none among the others."""
+    return [(name, each) for name, each in books.items() if name not in others]
 
 
 if __name__ == "__main__":

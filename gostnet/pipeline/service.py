@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -35,6 +36,7 @@ class Service:
     flows      what is alive now, by id(): read by status and metrics
     created    when it was made, in seconds since 1970
     events     the last twenty state changes with their times, as GOST's API shows them
+    heard      is told of each of them, and of the state that it leaves behind
     """
 
     HANDSHAKE = 15.0
@@ -65,6 +67,7 @@ class Service:
         self.flows: dict[int, Flow] = {}
         self.created = int(time.time())
         self.events: deque[tuple[int, str]] = deque(maxlen=20)
+        self.heard: Callable[[State, str], None] | None = None
         self.last_error: BaseException | None = None
         self.total = 0
         self._scope: Scope | None = None
@@ -87,6 +90,8 @@ class Service:
 
     def _note(self, message: str) -> None:
         self.events.append((int(time.time()), message))
+        if self.heard is not None:
+            self.heard(self.state, message)
 
     def status(self) -> dict[str, object]:
         """Return what it is doing, as GOST's API shows it."""

@@ -144,12 +144,11 @@ def uses_of(objects: Sequence[schema.RecorderObject], made: Mapping[str, Recorde
 def build_observers(config: schema.Config, build: Build) -> dict[str, HTTPObserver | None]:
     """Return the observers by name; None for one without a plugin, which does nothing."""
     made: dict[str, HTTPObserver | None] = {}
-    labels = {"worker": build.ledger.worker} if build.ledger is not None else None
     for section in named_sections(config.observers):
         made[section.name] = None
         plugin = section.plugin
         if plugin is not None:
             poster = build.attempt(partial(_plugin, plugin, build), None)
             if poster is not None:
-                made[section.name] = HTTPObserver(section.name, poster, build.threads, labels)
+                made[section.name] = HTTPObserver(section.name, poster, build.threads)
     return made

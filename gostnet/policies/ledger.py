@@ -15,10 +15,15 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import Final
 
+from .board import PLANE, Board, Totals
+
 SETS: Final = 4096
 WAYS: Final = 16
 ROWS: Final = SETS * WAYS
 """As many clients as a single process remembers; pages that nobody has touched take no memory."""
+
+SUPERVISOR: Final = -1
+"""Who counts nothing, in place of a worker's number."""
 
 KEY: Final = 16
 _FREE: Final = bytes(KEY)
@@ -35,8 +40,9 @@ def key_of(*parts: object) -> bytes:
 class Ledger:
     """The rows as one worker sees them.
 
-    keys | stamps | values | counts of worker 0 | counts of worker 1 | ...    each a plane of ROWS entries of 8 bytes,
-    keys of 16
+    keys | stamps | values | counts of worker 0 | counts of worker 1 | ... | board of worker 0 | board of worker 1 | ...
+
+    each of the first a plane of ROWS entries of 8 bytes, keys of 16; a board is a worker's statistics (board.py)
 
     stamps     seconds of the monotonic clock, which is one for all processes; 0 for rows that have counts
     values     one number for all
@@ -56,19 +62,28 @@ class Ledger:
         self.values = planes[1].cast("d")
         self.integers = planes[1].cast("q")
         self.counts = [plane.cast("q") for plane in planes[2:]]
-        self.own = self.counts[worker]
+        self.own = memoryview(b"").cast("q") if worker == SUPERVISOR else self.counts[worker]
+        self._boards = range(_size(workers), _size(workers) + PLANE * workers, PLANE)
         self._writing = threading.Lock()
 
     @classmethod
-    def create(cls, workers: int) -> Ledger:
+    def create(cls, workers: int, worker: int = 0) -> Ledger:
         """Make the memory. Raise OSError."""
         descriptor = os.memfd_create("gostnet-ledger")
         try:
-            os.ftruncate(descriptor, _size(workers))
-            return cls(descriptor, workers)
+            os.ftruncate(descriptor, _size(workers) + PLANE * workers)
+            return cls(descriptor, workers, worker)
         except BaseException:
             os.close(descriptor)
             raise
+
+    def board(self) -> Board:
+        """Return where this worker's statistics go."""
+        return Board(self.descriptor, self._boards[self.worker])
+
+    def totals(self) -> Totals:
+        """Return the statistics of all workers."""
+        return Totals(self.descriptor, self._boards)
 
     def forget(self, worker: int) -> None:
         """Take the counts of a dead worker off."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeAlias
 
 from ..core.errors import GostnetError
@@ -34,21 +34,15 @@ class Observer(Protocol):
 
 
 class HTTPObserver:
-    """The plugin type `http`: POST `{"events": [...]}`, answered by 200 and `{"ok": true}`.
+    """The plugin type `http`: POST `{"events": [...]}`, answered by 200 and `{"ok": true}`."""
 
-    labels   what each event says besides: which of several workers counts
-    """
-
-    def __init__(self, name: str, poster: Poster, threads: Threads, labels: Mapping[str, object] | None = None) -> None:
+    def __init__(self, name: str, poster: Poster, threads: Threads) -> None:
         self.name = name
-        self._labels = labels
         self._poster = poster
         self._threads = threads
 
     def submit(self, events: Events) -> asyncio.Future[None]:
         """Post events. Raise PostError, or Busy."""
-        if self._labels:
-            events = [{**event, **self._labels} for event in events]
         return self._threads.submit(self._poster.call, {"events": events})
 
 
@@ -56,6 +50,7 @@ class Reporter:
     """Reports of one service to one observer: changes of state at once, statistics from time to time.
 
     collect    returns what has changed since it was asked last
+    prepare    sees to it, before that, that all counts are up to date; None where there is nothing to wait for
     """
 
     def __init__(
@@ -69,6 +64,7 @@ class Reporter:
         self._observer = observer
         self.period = max(MIN_PERIOD, period) if period > 0 else PERIOD
         self.collect: Callable[[], Events] = list
+        self.prepare: Callable[[], Awaitable[None]] | None = None
         self._states = states
         self._report = report or (lambda _: None)
         self._waiting: deque[dict[str, Any]] = deque(maxlen=_STATES)
@@ -113,6 +109,8 @@ class Reporter:
     async def _send_statistics(self) -> None:
         if self._unsent and not await self._send(self._unsent):
             return
+        if self.prepare is not None:
+            await self.prepare()
         self._unsent = self.collect()
         if self._unsent:
             await self._send(self._unsent)

@@ -294,9 +294,12 @@ class Keeper:
                 continue
             terms, used = quota.terms, record.get("used", 0)
             window = record.get("startsAt"), record.get("expiresAt")
-            if window == (terms.starts, terms.expires) and isinstance(used, int) and used > quota.used:
+            same = window == (terms.starts, terms.expires) and isinstance(used, int)
+            if same and used > quota.used:
                 quota.reset(used)
                 quota.changed = False
+            elif quota.used != (used if same else 0):
+                quota.changed = True  # counted by a worker that died before it had written it
         return complete
 
     async def run(self) -> None:
@@ -305,6 +308,8 @@ class Keeper:
             self.quotas[name][0].apply(terms)
         for quota in self.gone:
             quota.retire()
+        if not self.writes:
+            return
         loop = asyncio.get_running_loop().time
         due = {name: loop() + quota.terms.flush for name, (quota, _) in self.quotas.items()}
         try:

@@ -198,13 +198,18 @@ class SharedQuota(Quota):
 
     @changed.setter
     def changed(self, value: bool) -> None:
-        if not value:
-            self._written = self.used
+        self._written = -1 if value else self.used
 
     def reset(self, used: int = 0) -> None:
         """Set the counter, which the first worker does for all: each would set it at another moment."""
         if self._ledger.worker == 0:
             super().reset(used)
+
+    def retire(self) -> None:
+        """Hold nobody back any more. Who is configured by this name later begins with what the file says."""
+        super().retire()
+        self.reset()
+        self.changed = False
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..core.address import Endpoint
@@ -16,6 +16,7 @@ from ..core.errors import EndOfStream, IdleTimeout, PolicyDenied, QuotaDenied, R
 from ..core.flow import Flow, Shapers
 from ..core.packets import Packets
 from ..core.sockets import SocketStream
+from .board import Board, Counts, Place
 from .observer import Events, Reporter
 from .quota import Quota
 from .recorders import Records
@@ -33,6 +34,7 @@ class Stats:
     total, current    connections
     received, sent    bytes from and to clients
     errors            connections that ended with an error of the service: no refusal, no end that a peer chose
+    place             where one of several workers writes them for all to see
     """
 
     total: int = 0
@@ -40,6 +42,29 @@ class Stats:
     received: int = 0
     sent: int = 0
     errors: int = 0
+    place: Place | None = field(default=None, compare=False, repr=False)
+
+    def publish(self) -> None:
+        """Write them where they are to be seen."""
+        if self.place is not None:
+            self.place.write((self.total, self.current, self.received, self.sent, self.errors))
+
+    def take_over(self, counts: Counts) -> None:
+        """Set all of them."""
+        self.total, self.current, self.received, self.sent, self.errors = counts
+
+    def place_on(self, board: Board, service: str, client: str | None = None) -> bool:
+        """Have them written to a board, if there is room."""
+        if self.place is None:
+            self.place = board.place(service, client)
+            self.publish()
+        return self.place is not None
+
+    def hide(self) -> None:
+        """Have them written nowhere any more."""
+        place, self.place = self.place, None
+        if place is not None:
+            place.free()
 
     def snapshot(self) -> dict[str, int]:
         """Return them with GOST's names."""
@@ -71,14 +96,19 @@ class Reading:
         if before == now or (before is None and not any(now.values())):
             return None
         self._before[key] = now
-        if not self._reset or before is None:
-            return now
+        if not self._reset or before is None or now["totalConns"] < before["totalConns"]:
+            return now  # who was forgotten in between begins again
         return {**now, **{name: now[name] - before[name] for name in ("inputBytes", "outputBytes")}}
 
     def keep(self, keys: Mapping[str, object]) -> None:
         """Forget who is not in `keys`."""
         for key in self._before.keys() - keys.keys():
             del self._before[key]
+
+    def resetting(self, reset: bool) -> Reading:
+        """Let it reset, or not, from now on."""
+        self._reset = reset
+        return self
 
 
 class ServiceBooks:
@@ -89,6 +119,7 @@ class ServiceBooks:
     shown      the service's status has the counters
     stats      of the service
     clients    by client id, "" for those without; None where nobody wants them
+    readings   what its readers have seen, by their names
     """
 
     def __init__(
@@ -103,8 +134,12 @@ class ServiceBooks:
         prefaced: bool = False,
         shown: bool = False,
         before: ServiceBooks | None = None,
+        board: Board | None = None,
     ) -> None:
-        """Go on with the counts of `before`, the books of the service in the configuration before."""
+        """Go on with the counts of `before`, the books of the service in the configuration before.
+
+        `board` is where one of several workers shows its counts.
+        """
         self.service = service
         self.stats: Stats = Stats() if before is None else before.stats
         self.clients: dict[str, Stats] | None = None
@@ -117,12 +152,21 @@ class ServiceBooks:
         self._shown = shown
         self._reporters = tuple(reporters)
         self._open: dict[int, _Entry] = {} if before is None else before._open
+        self.readings: dict[str, Reading] = {} if before is None else before.readings
+        self._board = board
+        if board is not None:
+            self.stats.place_on(board, service)
+            for name, stats in (self.clients or {}).items():
+                stats.place_on(board, service, name)
 
     # ---- connections ---------------------------------------------------------------------------
     def enter(self, flow: Flow, conn: Any) -> _Entry:
         """Note a connection that was accepted."""
-        self.stats.total += 1
-        self.stats.current += 1
+        stats = self.stats
+        stats.total += 1
+        stats.current += 1
+        if stats.place is not None:
+            stats.publish()
         entry = _Entry(self, flow, conn)
         self._open[id(entry)] = entry
         if self._records is not None:
@@ -153,11 +197,28 @@ class ServiceBooks:
         stats = self.clients.get(name)
         if stats is None:
             if len(self.clients) >= MAX_CLIENTS:
-                idle = next((key for key, value in self.clients.items() if not value.current), None)
-                if idle is not None:
-                    del self.clients[idle]
+                self._forget_one(self.clients)
             stats = self.clients[name] = Stats()
+            if self._board is not None and not stats.place_on(self._board, self.service, name):
+                self._forget_one(self.clients)
+                stats.place_on(self._board, self.service, name)
         return stats
+
+    def _forget_one(self, clients: dict[str, Stats]) -> None:
+        """Forget the client that came first and has nothing open; the newest has not begun."""
+        idle = next((key for key, value in clients.items() if not value.current and value.total), None)
+        if idle is not None:
+            clients.pop(idle).hide()
+
+    def hide(self) -> None:
+        """Show the counts to nobody any more: the service has gone, or nobody asks for them."""
+        self._board = None
+        for stats in (self.stats, *(self.clients or {}).values()):
+            stats.hide()
+
+    def reading(self, name: str, reset: bool) -> Reading:
+        """Return what the reader `name` has seen, in the configurations before this one, too."""
+        return self.readings.setdefault(name, Reading()).resetting(reset)
 
     def status(self) -> Mapping[str, object]:
         """Return the counters, if they are wanted, and the quotas."""
@@ -176,6 +237,7 @@ class ServiceBooks:
         """Bring all counters up to date with what runs, and cut what a quota that is used up does not allow."""
         for entry in tuple(self._open.values()):
             entry.settle()
+        self.stats.publish()
         used_up = [quota for quota in self.quotas if quota.blocked]
         if used_up:
             error = QuotaDenied(f"quota {used_up[0].name!r} is used up")
@@ -268,10 +330,12 @@ class _Entry:
                 client = self._client = books.client(flow.user)
                 client.total += 1
                 client.current += 1
+                client.publish()
             relayed = (flow.meter.up, flow.meter.down)
             if relayed != self._meter:
                 client.received += relayed[0] - self._meter[0]
                 client.sent += relayed[1] - self._meter[1]
+                client.publish()
                 self._meter = relayed
         for index, quota in enumerate(books.quotas):
             self._charged[index] = quota.settle(flow, moved, self._charged[index])
@@ -289,10 +353,13 @@ class _Entry:
         self.settle()
         del books._open[id(self)]
         books.stats.current -= 1
-        if self._client is not None:
-            self._client.current -= 1
+        client = self._client
+        if client is not None:
+            client.current -= 1
+            client.publish()
         if not refused and is_fault(flow.error):
             books.stats.errors += 1
+        books.stats.publish()
         records = books._records
         if records is not None:
             if not refused or isinstance(flow.error, RateDenied):

@@ -241,11 +241,13 @@ def test_q08_a_quota_that_leaves_the_configuration_lets_everybody_go_on(
 
 
 # ---- observers -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("workers", [1, 2])
 def test_e01_e02_e05_an_observer_is_told_of_states_and_of_both_kinds_of_counters(
-    start: Start, servers: Servers
+    start: Start, servers: Servers, workers: int
 ) -> None:
     with receiving() as observer:
         config = {
+            "workers": str(workers),
             "services": [
                 {
                     "name": "s",

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from gostnet.core.address import Endpoint
 from gostnet.core.errors import GostnetError
 from gostnet.testing.clients import connect
 from gostnet.testing.processes import Process, gostnet, workers
+from gostnet.testing.receiver import Receiver, receiving
 from gostnet.testing.servers import Servers
 
 from .kit import Start, listening, through
@@ -439,31 +439,98 @@ def test_gost_s_parallel_command_lines_have_workers_each(start: Start) -> None:
 
 
 # ---- statistics ---------------------------------------------------------------------------------
-def test_events_for_observers_name_the_worker(start: Start, tmp_path: Path) -> None:
-    got: list[dict[str, Any]] = []
+def observed(url: str, **metadata: Any) -> dict[str, Any]:
+    """Return a SOCKS5 service that an observer is told of every second, and the observer."""
+    often = {"observer.period": "1s", **metadata}
+    handler = {"type": "socks5", "observer": "o", "metadata": often}
+    service = {**SOCKS, "handler": handler, "observer": "o", "metadata": {"enableStats": True, **often}}
+    return {"services": [service], "observers": [{"name": "o", "plugin": {"type": "http", "addr": url}}]}
 
-    class Plugin(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.extend(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["events"])
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b'{"ok": true}')
 
-        def log_message(self, format: str, *args: object) -> None:
-            return
+def events(observer: Receiver, kind: str, what: str) -> list[dict[str, Any]]:
+    """Return what an observer was told, in order."""
+    told = [event for posted in tuple(observer.posted) for event in json.loads(posted.body)["events"]]
+    return [event[what] for event in told if (event["kind"], event["type"]) == (kind, what)]
 
-    with HTTPServer(("127.0.0.1", 0), Plugin) as server:
-        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        serving.start()
-        plugin = {"type": "http", "addr": f"http://127.0.0.1:{server.server_port}/"}
-        path = written(tmp_path, {**SOCKS, "observer": "o"}, observers=[{"name": "o", "plugin": plugin}])
-        try:
-            process = start("-C", str(path))
-            until(lambda: {event["worker"] for event in got if event["type"] == "status"} == {0, 1})
-            assert process.stop() == 0
-        finally:
-            server.shutdown()
-            serving.join()
+
+def test_an_observer_sees_one_service_whatever_becomes_of_its_workers(
+    start: Start, servers: Servers, tmp_path: Path
+) -> None:
+    """Whole counters: none is told twice, none is lost with a worker, none ever goes back."""
+    with receiving() as observer:
+        path = tmp_path / "gost.yaml"
+        path.write_text(yaml.safe_dump({"workers": 2, **observed(observer.url)}))
+        process = start("-C", str(path))
+        proxy, target = listening(process, "s"), servers.endpoint("echo/tcp")
+        made = 0
+        for victim in (1, 0):
+            held = [through(proxy, target) for _ in range(12)]
+            for sock in held:
+                sock.sendall(b"hello")
+                assert sock.recv(100) == b"hello"
+            made += len(held)
+            until(lambda: events(observer, "handler", "stats")[-1:] != [])
+            until(lambda made=made: events(observer, "handler", "stats")[-1]["inputBytes"] == 5 * made)
+            assert events(observer, "service", "stats")[-1]["currentConns"] == 12
+            os.kill(workers(process)[victim], signal.SIGKILL)
+            process.wait_for(f"worker {victim} serves again")
+            for sock in held:
+                sock.close()
+            until(lambda: events(observer, "service", "stats")[-1]["currentConns"] == 0)
+        for _ in range(10):
+            echo(proxy, target, b"world")
+        assert process.stop() == 0
+        service, clients = events(observer, "service", "stats"), events(observer, "handler", "stats")
+        states = [status["state"] for status in events(observer, "service", "status")]
+    assert states == ["running", "ready", "closed"]
+    assert service[-1] == {
+        "totalConns": 34,
+        "currentConns": 0,
+        "totalErrs": 0,
+        "inputBytes": 34 * (13 + 5),
+        "outputBytes": 34 * (12 + 5),
+    }
+    assert (clients[-1]["totalConns"], clients[-1]["inputBytes"]) == (34, 34 * 5)
+    for told in (service, clients):
+        for name in ("totalConns", "inputBytes", "outputBytes"):
+            figures = [stats[name] for stats in told]
+            assert figures == sorted(figures)
+
+
+def test_what_an_observer_is_told_adds_up_over_reloads_and_deaths(
+    start: Start, servers: Servers, tmp_path: Path
+) -> None:
+    """Differences, and another service that comes and goes meanwhile."""
+    with receiving() as observer:
+        path = tmp_path / "gost.yaml"
+        settings = {"workers": 2, **observed(observer.url, **{"observer.resetTraffic": True})}
+        path.write_text(yaml.safe_dump(settings))
+        process = start("-C", str(path))
+        proxy, target = listening(process, "s"), servers.endpoint("echo/tcp")
+        more = {**settings, "services": [*settings["services"], {**settings["services"][0], "name": "t"}]}
+        for number, content in enumerate((more, settings, more)):
+            for _ in range(10):
+                echo(proxy, target)
+            path.write_text(yaml.safe_dump(content))
+            reload(process, '"msg":"config reloaded"')
+            if content is more:
+                latest = next(
+                    r for r in reversed(process.records) if r.get("service") == "t" and "listening" in r["msg"]
+                )
+                echo(Endpoint("127.0.0.1", int(latest["msg"].rpartition(":")[2].removesuffix("/tcp"))), target)
+            ended = 10 * (number + 1) + (number + 2) // 2
+            until(lambda ended=ended: len(served_by(process)) == ended)
+            os.kill(workers(process)[number % 2], signal.SIGKILL)
+            until(lambda number=number: process.errors.count("serves again") > number)
+        assert process.stop() == 0
+        told = [event for posted in observer.posted for event in json.loads(posted.body)["events"]]
+    sums = {
+        name: sum(e["stats"]["inputBytes"] for e in told if (e["kind"], e["service"], e["type"]) == (*name, "stats"))
+        for name in (("service", "s"), ("handler", "s"), ("service", "t"), ("handler", "t"))
+    }
+    assert list(sums.values()) == [30 * 14, 30, 2 * 14, 2]
+    states = [e["status"]["state"] for e in told if (e["service"], e["type"]) == ("t", "status")]
+    assert states == ["running", "ready", "closed"] * 2
 
 
 def test_a_signal_during_the_start_ends_it_in_order(start: Start) -> None:
