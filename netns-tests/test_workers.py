@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,101 @@ def test_a_device_belongs_to_the_first_worker_and_comes_back_with_its_successor(
         process.wait_for("worker 0 serves again")
         assert state() == before
         assert process.stop() == 0
+
+
+def direct(three: Network, path: Path) -> dict[str, Any]:
+    """What enters by lan0 goes through a proxy, but what the list contains, which stays in the kernel."""
+    keys = {"capture": "lan0", "direct": "kernel"}
+    node = {"name": "n", "addr": "127.0.0.1:1080", "connector": {"type": "socks5"}, "dialer": {"type": "tcp"}}
+    proxy = {"name": "proxy", "addr": "127.0.0.1:1080", "handler": {"type": "socks5"}, "listener": {"type": "tcp"}}
+    captured = {
+        "name": "tcp",
+        "addr": ":12345",
+        "handler": {"type": "red", "chain": "out"},
+        "listener": {"type": "red", "metadata": keys},
+    }
+    return {
+        "workers": 2,
+        "services": [captured, proxy],
+        "chains": [{"name": "out", "hops": [{"name": "hop", "bypass": "direct", "nodes": [node]}]}],
+        "bypasses": [{"name": "direct", "file": {"path": str(path)}, "reload": "1s"}],
+    }
+
+
+def test_a_list_of_direct_networks_is_followed_by_whoever_is_first(
+    three: Network, servers: Servers, daemon: Daemon, tmp_path: Path, unchanged: Any, peer: Peer
+) -> None:
+    """Changes of its file, one before and one after the death of the first worker, and a reload."""
+    peer("nft")
+    path = tmp_path / "list"
+    server = three.address("server") + "/32"
+
+    def stays(network: str) -> bool:
+        return network in run(three["gateway"], "nft", "list", "ruleset")
+
+    def listed(*networks: str) -> None:
+        path.write_text("".join(f"{network}\n" for network in networks))
+
+    def await_rules(network: str, there: bool) -> None:
+        deadline = time.monotonic() + 10
+        while stays(network) is not there:
+            assert time.monotonic() < deadline, (network, there)
+            time.sleep(0.05)
+
+    def served() -> int:
+        process.wait_for(lambda line: True)
+        return sum(">-<" in record["msg"] and record.get("service") == "tcp" for record in process.records)
+
+    listed("203.0.113.0/24")
+    with unchanged(three["gateway"], timeout=3.0):
+        process = daemon(three["gateway"], direct(three, path))
+        assert stays("203.0.113.0/24")
+        listed("203.0.113.0/24", server)
+        await_rules(server.removesuffix("/32"), True)
+        before = served()
+        assert fetch(three["client"], servers.endpoint("http"), "/").status == 200
+        os.kill(workers(process)[0], signal.SIGKILL)
+        process.wait_for("worker 0 serves again")
+        assert stays(server.removesuffix("/32"))
+        assert fetch(three["client"], servers.endpoint("http"), "/").status == 200
+        assert served() == before
+        listed("198.51.100.0/24")
+        await_rules("198.51.100.0/24", True)
+        await_rules(server.removesuffix("/32"), False)
+        process.send(signal.SIGHUP)
+        process.wait_for("config reloaded")
+        assert stays("198.51.100.0/24")
+        assert fetch(three["client"], servers.endpoint("http"), "/").status == 200
+        process.wait_for(lambda line: '"service":"tcp"' in line and ">-<" in line)
+        assert process.stop() == 0
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_kernel_forwards_whatever_becomes_of_the_workers(
+    three: Network, servers: Servers, daemon: Daemon, unchanged: Any, peer: Peer, ending: str
+) -> None:
+    peer("nft")
+    forward = {
+        "name": "web",
+        "addr": ":8080",
+        "handler": {"type": "tcp", "metadata": {"engine": "kernel"}},
+        "listener": {"type": "tcp"},
+        "forwarder": {"nodes": [{"name": "target", "addr": str(servers.endpoint("http"))}]},
+    }
+    here = Endpoint(three.address("gateway", 4, "lan0"), 8080)
+    with unchanged(three["gateway"], timeout=3.0):
+        process = daemon(three["gateway"], {"workers": 2, "services": [forward]})
+        for victim in (0, 1):
+            assert fetch(three["client"], here, "/").status == 200
+            os.kill(workers(process)[victim], signal.SIGKILL)
+            assert fetch(three["client"], here, "/").status == 200
+            process.wait_for(f"worker {victim} serves again")
+        process.send(signal.SIGHUP)
+        process.wait_for("config reloaded")
+        assert fetch(three["client"], here, "/").status == 200
+        assert not any(">-<" in record["msg"] for record in process.records), "no worker has seen any of it"
+        process.send(ENDINGS[ending])
+        process.wait()
 
 
 def test_a_bandwidth_is_kept_in_total(three: Network, daemon: Daemon, peer: Peer) -> None:

@@ -55,6 +55,9 @@ SETTLED = 30.0
 PATIENCE = 60.0
 """Seconds for a worker to begin, or to change over: what it reads first, such as lists from the web, takes a while."""
 
+RETURN = 5.0
+"""Seconds that a reload waits for the first worker, if that has died just before."""
+
 SETTLE = 0.5
 """Seconds for a worker to say what its connections have moved: what it says later is told in the next report."""
 
@@ -95,7 +98,8 @@ class Member:
         self.began = 0.0
         self.lock = asyncio.Lock()
         self._answers: asyncio.Queue[Done | Failed] = asyncio.Queue()
-        self._gone = False
+        self.gone = False
+        """Whether it has ended."""
         self._settled = asyncio.Event()
         self._asked = 0
 
@@ -105,7 +109,7 @@ class Member:
             try:
                 message = await self.orders.receive()
             except EOFError:
-                self._gone = True
+                self.gone = True
                 self._settled.set()
                 self._answers.put_nowait(Failed("the worker has ended"))
                 return
@@ -120,7 +124,7 @@ class Member:
     async def ask(self, order: Begin | Replace) -> Done | Failed:
         """Give an order and return the answer."""
         async with self.lock:
-            if self._gone:
+            if self.gone:
                 return Failed("the worker has ended")
             self.orders.send(order)
             try:
@@ -134,7 +138,7 @@ class Member:
         """Have it write down what its connections have moved; who is busy with a reload has not done so at the end."""
         self._asked += 1
         self._settled.clear()
-        if self._gone:
+        if self.gone:
             return
         self.orders.send(Settle(self._asked))
         try:
@@ -176,6 +180,7 @@ class Supervisor:
         self._ports: Mapping[str, int] = {}
         self._ready = False
         self._stopping = False
+        self._first_serves = asyncio.Event()
         self._alone = asyncio.Event()
         """Set when the first worker is the only one left."""
         self._turn = asyncio.Lock()
@@ -288,6 +293,7 @@ class Supervisor:
         for task in begun:
             if not await task:
                 return False
+        self._first_serves.set()
         for worker in self._members:
             scope.start(self._keep(worker, scope), f"worker {worker}")
         return True
@@ -358,6 +364,8 @@ class Supervisor:
             deaths = 0 if lived > SETTLED else deaths
             pause = RESTART[min(deaths, len(RESTART) - 1)]
             deaths += 1
+            if worker == 0:
+                self._first_serves.clear()
             # Nobody else writes to its part of the ledger, and its sockets are closed.
             await asyncio.wait((self._listening[worker],))
             self._totals.bury(worker)
@@ -377,6 +385,8 @@ class Supervisor:
                     self._members[worker] = member
                     continue
                 if await self._begin(worker, scope, again=True):
+                    if worker == 0:
+                        self._first_serves.set()
                     self._log.info(f"worker {worker} serves again", pid=self._members[worker].process.pid)
 
     def _is_ending(self) -> bool:
@@ -391,16 +401,8 @@ class Supervisor:
                 return
             if parse_workers(loaded.config.workers) != self._workers:
                 self._log.warn(f"workers: {self._workers} of them go on; another number takes a restart")
-            async with self._turn:
-                try:
-                    fresh = self._next = self._mirror_of(loaded, self._mirror)
-                    changed = await self._replace(loaded)
-                finally:
-                    self._next = None
-                if not changed:
-                    fresh.assembly.build.close()
-                    return
-                await self._show(fresh)
+            if not await self._change(loaded):
+                return
         except GostnetError as exc:
             self._log.error(f"reload: {with_hint(exc)}; the old configuration stays")
             return
@@ -408,20 +410,48 @@ class Supervisor:
             notify("READY=1")
         (self._log.debug if quiet else self._log.info)("config auto reloaded" if quiet else "config reloaded")
 
+    async def _change(self, loaded: Loaded) -> bool:
+        """Change over to another configuration; once more if the first worker dies meanwhile. Raise GostnetError."""
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(RETURN):
+                    await self._first_serves.wait()
+            except TimeoutError:
+                break
+            async with self._turn:
+                first = self._members[0]
+                try:
+                    fresh = self._next = self._mirror_of(loaded, self._mirror)
+                    changed = await self._replace(loaded)
+                finally:
+                    self._next = None
+                if changed:
+                    await self._show(fresh)
+                    return True
+                fresh.assembly.build.close()
+                if not first.gone:
+                    return False
+                self._first_serves.clear()  # whoever waits for its end does the same, if not so soon
+        self._log.error("reload: the first worker has ended and does not serve yet; the old configuration stays")
+        return False
+
     async def _replace(self, loaded: Loaded) -> bool:
         """Change the workers over, one after the other: the first finds out whether it can be done."""
         changed: list[int] = []
         before, ports = self._loaded, self._ports
         for worker, member in self._members.items():
-            if member.process.poll() is not None and worker:
+            if member.gone and worker:
                 continue  # it begins with the configuration that holds then
             answer = await member.ask(Replace(loaded, self._ports, self._gone))
             if isinstance(answer, Failed):
-                self._log.error(f"reload: {answer.message}; the old configuration stays")
+                if member.gone and worker:
+                    continue
+                if not member.gone:
+                    self._log.error(f"reload: {answer.message}; the old configuration stays")
                 self._ports = ports
                 for other in changed:
                     back = await self._members[other].ask(Replace(before, ports, self._gone))
-                    if isinstance(back, Failed):
+                    if isinstance(back, Failed) and not self._members[other].gone:
                         self._log.error(f"reload: worker {other} cannot go back: {back.message}")
                         self._members[other].kill()  # its successor begins with the old one
                 return False

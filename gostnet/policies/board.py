@@ -103,6 +103,7 @@ class Totals:
         """Map the planes that begin at `starts`."""
         self._planes = [_Plane(mmap.mmap(descriptor, PLANE, offset=start)) for start in starts]
         self._kept: dict[Name, Counts] = {}
+        self._gone: frozenset[str] = frozenset()
 
     def of(self, service: str, client: str | None = None) -> Counts:
         """Return the counts of a service or of a client."""
@@ -132,6 +133,8 @@ class Totals:
         """
         plane = self._planes[worker]
         for name, (total, _, received, sent, errors) in plane.all():
+            if name[0] in self._gone:
+                continue
             self._kept[name] = self._sum(name, [(total, 0, received, sent, errors)])
         plane.clear()
         clients = [name for name in self._kept if name[1] is not None]
@@ -139,9 +142,9 @@ class Totals:
             del self._kept[name]
 
     def forget(self, services: Iterable[str]) -> None:
-        """Forget what the dead have counted of services that have gone."""
-        gone = frozenset(services)
-        for name in [name for name in self._kept if name[0] in gone]:
+        """Forget what the dead have counted of services that have gone, and will have counted until the next call."""
+        self._gone = frozenset(services)
+        for name in [name for name in self._kept if name[0] in self._gone]:
             del self._kept[name]
 
     def _sum(self, name: Name, found: Iterable[Counts]) -> Counts:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ SOCKS = {"name": "s", "addr": "127.0.0.1:0", "handler": {"type": "socks5"}}
 
 
 def written(tmp_path: Path, *services: Mapping[str, Any], **more: Any) -> Path:
-    path = tmp_path / "gost.yaml"
-    path.write_text(yaml.safe_dump({"workers": 2, "services": list(services), **more}))
-    return path
+    """Put a configuration in place at once: somebody may be reading it."""
+    path, fresh = tmp_path / "gost.yaml", tmp_path / "fresh.yaml"
+    fresh.write_text(yaml.safe_dump({"workers": 2, "services": list(services), **more}))
+    return fresh.replace(path)
 
 
 def gone(pid: int, timeout: float = 5.0) -> bool:
@@ -229,6 +231,29 @@ def test_connections_are_drained_for_a_while_at_the_end(start: Start, servers: S
         assert process.wait(12) == 0  # the connection is drained, then cut
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_dies_while_it_drains_holds_nobody_up(
+    start: Start, servers: Servers, tmp_path: Path, victim: int
+) -> None:
+    process = start("--workers", "2", "-L", "socks5://127.0.0.1:0")
+    proxy, target = listening(process), servers.endpoint("echo/tcp")
+    held = [through(proxy, target) for _ in range(12)]
+    pids = workers(process)
+    process.send(signal.SIGTERM)
+    process.wait_for('"msg":"stopping"')
+    os.kill(pids[victim], signal.SIGKILL)
+    for sock in held:
+        try:
+            sock.sendall(b"x")
+            sock.recv(1)
+        except ConnectionError:
+            pass
+        sock.close()
+    assert process.wait(4) == 0, "those who drain are not waited for once they have nothing left"
+    assert "is replaced" not in process.errors
+    assert all(gone(pid) for pid in pids)
+
+
 # ---- reload -------------------------------------------------------------------------------------
 def reload(process: Process, says: str) -> None:
     count = process.errors.count(says)
@@ -296,6 +321,54 @@ def test_no_connection_is_refused_during_reloads(start: Start, servers: Servers,
     assert done[0] > 20
 
 
+def refusing(tmp_path: Path) -> None:
+    """Write a configuration that refuses all of loopback."""
+    written(tmp_path, {**SOCKS, "bypass": "b"}, bypasses=[{"name": "b", "matchers": ["127.0.0.1"]}])
+
+
+def _refused(proxy: Endpoint, target: Endpoint) -> bool:
+    sock = attempt(proxy, target)
+    if sock is not None:
+        sock.close()
+    return sock is None
+
+
+def refused_by(process: Process) -> set[int]:
+    return {record["worker"] for record in process.records if ">!" in record["msg"]}
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_reload_while_a_worker_is_replaced_reaches_all(
+    start: Start, servers: Servers, tmp_path: Path, victim: int
+) -> None:
+    path = written(tmp_path, SOCKS)
+    process = start("-C", str(path))
+    proxy, target = listening(process, "s"), servers.endpoint("echo/tcp")
+    refusing(tmp_path)
+    os.kill(workers(process)[victim], signal.SIGKILL)
+    process.send(signal.SIGHUP)
+    process.wait_for('"msg":"config reloaded"')
+    process.wait_for(f"worker {victim} serves again")
+    for _ in range(40):
+        assert attempt(proxy, target) is None
+    until(lambda: refused_by(process) == {0, 1})
+    assert "the old configuration stays" not in process.errors
+
+
+def test_reloads_in_a_row_end_in_the_last_one(start: Start, servers: Servers, tmp_path: Path) -> None:
+    path = written(tmp_path, SOCKS)
+    process = start("-C", str(path))
+    proxy, target = listening(process, "s"), servers.endpoint("echo/tcp")
+    for _ in range(3):
+        written(tmp_path, {**SOCKS, "metadata": {"labels": {"a": "b"}}})
+        process.send(signal.SIGHUP)
+    refusing(tmp_path)
+    process.send(signal.SIGHUP)
+    until(lambda: _refused(proxy, target) and refused_by(process) == {0, 1})
+    for _ in range(20):
+        assert attempt(proxy, target) is None
+
+
 def test_another_number_of_workers_takes_a_restart(start: Start, tmp_path: Path) -> None:
     path = written(tmp_path, SOCKS)
     process = start("-C", str(path))
@@ -352,6 +425,22 @@ def test_a_quota_is_met_to_the_byte_by_all_workers_together(start: Start, server
     assert process.stop() == 0
     stored = json.loads((tmp_path / "quota.json").read_text())["q"]
     assert 102_400 <= stored["used"] < 102_400 + 1000  # the dialogue of a connection is charged when it ends
+
+
+def test_a_quota_outlives_the_worker_that_keeps_its_file(start: Start, servers: Servers, tmp_path: Path) -> None:
+    """It is killed before it has written; its successor writes what both have counted."""
+    store = tmp_path / "quota.json"
+    quota = [{"name": "q", "limit": "1MB", "direction": "in", "flush": "1h", "store": {"file": str(store)}}]
+    process = start("-C", str(written(tmp_path, {**SOCKS, "quotas": ["q"]}, quotas=quota)))
+    proxy, target = listening(process, "s"), servers.endpoint("echo/tcp")
+    for _ in range(10):
+        echo(proxy, target, bytes(1000))
+    until(lambda: len(served_by(process)) == 10)
+    for victim in (0, 1):
+        os.kill(workers(process)[victim], signal.SIGKILL)
+        process.wait_for(f"worker {victim} serves again")
+    assert process.stop() == 0
+    assert json.loads(store.read_text())["q"]["used"] == 10 * 1013
 
 
 def test_a_rate_of_requests_counts_all_workers(start: Start, servers: Servers, tmp_path: Path) -> None:
@@ -470,7 +559,7 @@ def test_an_observer_sees_one_service_whatever_becomes_of_its_workers(
                 assert sock.recv(100) == b"hello"
             made += len(held)
             until(lambda: events(observer, "handler", "stats")[-1:] != [])
-            until(lambda made=made: events(observer, "handler", "stats")[-1]["inputBytes"] == 5 * made)
+            until(partial(lambda count: events(observer, "handler", "stats")[-1]["inputBytes"] == 5 * count, made))
             assert events(observer, "service", "stats")[-1]["currentConns"] == 12
             os.kill(workers(process)[victim], signal.SIGKILL)
             process.wait_for(f"worker {victim} serves again")
@@ -519,9 +608,9 @@ def test_what_an_observer_is_told_adds_up_over_reloads_and_deaths(
                 )
                 echo(Endpoint("127.0.0.1", int(latest["msg"].rpartition(":")[2].removesuffix("/tcp"))), target)
             ended = 10 * (number + 1) + (number + 2) // 2
-            until(lambda ended=ended: len(served_by(process)) == ended)
+            until(partial(lambda count: len(served_by(process)) == count, ended))
             os.kill(workers(process)[number % 2], signal.SIGKILL)
-            until(lambda number=number: process.errors.count("serves again") > number)
+            until(partial(lambda count: process.errors.count("serves again") > count, number))
         assert process.stop() == 0
         told = [event for posted in observer.posted for event in json.loads(posted.body)["events"]]
     sums = {

@@ -22,12 +22,14 @@ Parts = tuple[Totals, Board, Board]
 def parts() -> Iterator[Parts]:
     """What the supervisor has, and two workers."""
     ledger = Ledger.create(2, SUPERVISOR)
-    yield ledger.totals(), *(Ledger(ledger.descriptor, 2, worker).board() for worker in (0, 1))
+    first, second = (Ledger(ledger.descriptor, 2, worker).board() for worker in (0, 1))
+    yield ledger.totals(), first, second
     os.close(ledger.descriptor)
 
 
 def counted(board: Board, service: str, client: str | None, *counts: int) -> Stats:
-    stats = Stats(*counts)
+    stats = Stats()
+    stats.take_over(tuple(counts))  # type: ignore[arg-type]  # five of them
     assert stats.place_on(board, service, client)
     return stats
 
@@ -79,6 +81,16 @@ def test_a_successor_begins_with_an_empty_plane() -> None:
     totals.forget(["s"])
     assert totals.of("s") == NOTHING
     os.close(ledger.descriptor)
+
+
+def test_a_service_that_has_gone_is_not_remembered_for_the_dead(parts: Parts) -> None:
+    totals, first, second = parts
+    counted(first, "gone", None, 1, 0, 10, 10, 0)
+    counted(second, "gone", None, 1, 0, 10, 10, 0)
+    totals.bury(1)
+    totals.forget(["gone"])
+    totals.bury(0)
+    assert totals.of("gone") == NOTHING
 
 
 def test_what_is_hidden_makes_room_for_others(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
