@@ -296,6 +296,7 @@ class Daemon:
         old_log, self._assembly = old.log, fresh
         if old_log.sink is not fresh.log.sink:
             old_log.sink.close()
+        await asyncio.sleep(0)  # what was started above takes over, such as terms of quotas, before anybody is told
 
     # ---- end -----------------------------------------------------------------------------------
     async def _wind_down(self, scope: Scope, signals: Signals) -> None:
