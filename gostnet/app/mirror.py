@@ -54,6 +54,13 @@ class Mirror:
             if states.pop(worker, State.CLOSED) is not State.CLOSED:
                 self._merge(self.assembly.services[name], states)
 
+    def close(self) -> None:
+        """Take that all workers have ended, also those that were killed before they had said so."""
+        for name, states in self._states.items():
+            if states:
+                states.update(dict.fromkeys(states, State.CLOSED))
+                self._merge(self.assembly.services[name], states)
+
     def _merge(self, service: Service, states: Mapping[int, State]) -> None:
         state = next((best for best in _BEST if best in states.values()), State.FAILED)
         if self._told.get(service.name) is state:

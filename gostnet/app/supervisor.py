@@ -503,6 +503,8 @@ class Supervisor:
             if worker in self._listening:
                 await asyncio.wait((self._listening[worker],))  # its last words
             member.close()
+            self._totals.bury(worker)
+        self._mirror.close()
         self._members.clear()
 
 
