@@ -13,6 +13,7 @@ from ..config.argv import Invocation
 from ..config.load import Loaded, Loader
 from ..config.workers import parse_workers
 from ..core.errors import GostnetError
+from ..core.hub import current_hub
 from ..core.log import Logger
 from ..core.tasks import Scope, in_thread, run
 from ..pipeline.service import Service
@@ -132,6 +133,7 @@ class Daemon:
 
     async def _start(self, assembly: Assembly, scope: Scope) -> None:
         """Claim the instance, open all listeners, apply the kernel state, accept; undo everything if a step fails."""
+        self._follow_engines()
         opened: list[Service] = []
         try:
             for step in await in_thread(self._kernel.recover):
@@ -161,6 +163,19 @@ class Daemon:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
+
+    def _follow_engines(self) -> None:
+        """Log what gives way to something slower, each once."""
+        hub = current_hub()
+        hub.tell = self._tell
+        try:
+            import uvloop  # noqa: F401  # `run` takes it where it is there
+        except ImportError as exc:
+            hub.give_way("uvloop", "asyncio", str(exc))
+
+    def _tell(self, line: str) -> None:
+        if self._assembly is not None:
+            self._assembly.log.warn(line)
 
     async def _open(self, service: Service) -> None:
         """Bind the listener of a service that is new. Raise GostnetError."""

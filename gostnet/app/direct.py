@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,9 +74,14 @@ class DirectWays:
     """The last ones."""
     _known: dict[tuple[str, str], tuple[Sequence[Patterns], Bounds]] = field(default_factory=dict)
     _turn: Lock = field(default_factory=Lock)
+    _gave_way: str = ""
+    """Why the kernel has not taken the last sets, "" if it has."""
 
-    def apply(self, kernel: Kernel, wanted: Wanted) -> list[Step]:
+    def apply(self, kernel: Kernel, wanted: Wanted, *, yields: bool = False) -> list[Step]:
         """Make the kernel hold `wanted`, its captures knowing what to go around. Raise as that and `added_to` do.
+
+        Where the kernel does not take what they go around, they go around nothing, unless one of them demands it;
+        with `yields` even then.
 
         For a thread; who comes second sees the lists as they are when it is its turn.
         """
@@ -85,10 +90,36 @@ class DirectWays:
             targets = [verdict.target for verdict in self.verdicts.values() if verdict.target is not None]
             if targets and not isinstance(kernel, Admits):
                 raise _no_names(targets[0].service, "with workers, another process holds the sets of addresses")
-            steps = self.names.change(kernel, targets, self.log, lambda: kernel.apply(made))
+            try:
+                steps = self.names.change(kernel, targets, self.log, lambda: kernel.apply(made))
+            except KernelError as exc:
+                steps = self._apply_without(kernel, made, exc, yields)
+                targets = []
+            else:
+                self._gave_way = ""
             for handler in self._answering():
                 handler.answered = self.names.answered if targets else None
             return steps
+
+    def _apply_without(self, kernel: Kernel, made: Wanted, exc: KernelError, yields: bool) -> list[Step]:
+        """Have captures go around nothing; the daemon gets it all. Raise `exc` if that is no better, or not wanted."""
+        around = [item for items in made.values() for item in items if isinstance(item, Capture) and item.around]
+        if not around or (not yields and any(item.direct == "kernel" for item in around)):
+            raise exc
+        bare = {
+            netns: [replace(item, around=None) if isinstance(item, Capture) else item for item in items]
+            for netns, items in made.items()
+        }
+        try:
+            steps = self.names.change(kernel, (), self.log, lambda: kernel.apply(bare))
+        except KernelError:
+            raise exc from None
+        for item in around:
+            self.verdicts[item.service, item.protocol] = Verdict(reason=f"the kernel does not take the sets ({exc})")
+        if str(exc) != self._gave_way:
+            self._gave_way = str(exc)
+            self.log.warn(f"engine kernel gives way to user: direct traffic: {exc}")
+        return steps
 
     def before(self, kernel: Kernel) -> Kernel:
         """Return what holds resources as `apply` does."""
@@ -364,9 +395,9 @@ class DirectKeeper:
                 changed.clear()
                 await asyncio.sleep(SETTLE)
                 try:
-                    await in_thread(ways.apply, self._kernel, wanted())
+                    await in_thread(partial(ways.apply, self._kernel, wanted(), yields=True))
                 except GostnetError as exc:
-                    self._log.warn(f"direct traffic: {exc}")
+                    self._log.error(f"direct traffic: {exc}; what was there stays until a list changes again")
                     continue
                 self._tell(ways)
 

@@ -39,9 +39,11 @@ class Hub:
         "closing",
         "deadlines",
         "fiber",
+        "gave_way",
         "loop",
         "native",
         "pipes",
+        "tell",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -56,6 +58,10 @@ class Hub:
         """Its pipes for splice (dataplane.pipes)."""
         self.arena: Any = None
         """Where its sockets receive datagrams (core.batches)."""
+        self.gave_way: dict[tuple[str, str], str] = {}
+        """Engines that have given way to another one, and why."""
+        self.tell: Callable[[str], object] | None = None
+        """Takes a line about that, for the log."""
         self.closing: list[Callable[[], object]] = []
         """Called when the hub closes: what engines keep for it."""
         self._epoll = select.epoll(sizehint=1024)
@@ -106,6 +112,13 @@ class Hub:
             callback()
         else:
             self.call_ready(callback)
+
+    def give_way(self, engine: str, other: str, reason: str) -> None:
+        """Note that an engine cannot do something, and which one does it instead; told once, not for each flow."""
+        if (engine, other) not in self.gave_way:
+            self.gave_way[engine, other] = reason
+            if self.tell is not None:
+                self.tell(f"engine {engine} gives way to {other}: {reason}")
 
     def close(self) -> None:
         """Close the epoll set; sockets that are still registered belong to their owners."""

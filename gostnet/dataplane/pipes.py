@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
+from functools import partial
 
 from ..core.hub import Hub
 
 PIPE_SIZE = 262144
 """Bytes: 64 KiB halves the rate, 1 MiB gains nothing and exhausts pipe-user-pages-soft sooner (measured)."""
 
-_F_SETPIPE_SZ = 1031
+LEAST = 16384
+"""Bytes: a pipe of less moves less than recv and send would."""
+
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 
 Pipe = tuple[int, int]
 
@@ -18,27 +23,40 @@ Pipe = tuple[int, int]
 class PipePool:
     """Empty pipes, kept for the next burst. One per hub, bounded."""
 
-    __slots__ = ("__weakref__", "_free", "out")
+    __slots__ = ("__weakref__", "_free", "_refused", "out")
 
     KEEP = 64
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Callable[[str], object] | None = None) -> None:
+        """`refused` takes the reason when there is no pipe, or the kernel does not splice."""
         self._free: list[Pipe] = []
+        self._refused = refused
         self.out = 0
 
+    def refuse(self, reason: str) -> None:
+        """Tell why bytes are copied."""
+        if self._refused is not None:
+            self._refused(reason)
+
     def take(self) -> Pipe | None:
-        """Return a pipe, None when the process has no descriptors left for one."""
+        """Return a pipe, None when the process has no descriptors or no memory left for one."""
         if self._free:
             self.out += 1
             return self._free.pop()
         try:
             read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
+        except OSError as exc:
+            self.refuse(f"no pipe: {exc.strerror}")
             return None
         try:
             fcntl.fcntl(write, _F_SETPIPE_SZ, PIPE_SIZE)
         except OSError:
-            pass  # beyond pipe-user-pages-soft the pipe keeps its default size: slower, not wrong
+            # Up to pipe-user-pages-soft a pipe keeps its 64 KiB, beyond it gets 8: slower, and slower than without.
+            if (size := fcntl.fcntl(write, _F_GETPIPE_SZ)) < LEAST:
+                os.close(read)
+                os.close(write)
+                self.refuse(f"pipes of {size >> 10} KiB only: fs.pipe-user-pages-soft is used up")
+                return None
         self.out += 1
         return read, write
 
@@ -64,7 +82,7 @@ class PipePool:
 def pipe_pool(hub: Hub) -> PipePool:
     """Return the pool of `hub`'s loop, which is closed with the hub."""
     if hub.pipes is None:
-        hub.pipes = PipePool()
+        hub.pipes = PipePool(partial(hub.give_way, "splice", "copy"))
         hub.closing.append(hub.pipes.close)
     pool: PipePool = hub.pipes
     return pool

@@ -13,6 +13,7 @@ from ..core.flow import Flow, Shaper
 from ..core.hub import current_hub
 from ..core.tasks import first_of_fibers
 from ..core.udp_socket import UdpSocket
+from .native.library import load
 from .sessions import Session
 from .shaper import grant
 
@@ -46,6 +47,8 @@ async def pump(
             session = bottom(client)
             if isinstance(session, Session) and await session.joined(flow, socket, idle):
                 return
+    plain = isinstance(bottom(client), Session) and isinstance(socket, UdpSocket) and socket.peer is not None
+    flow.engine = _why_copy(flow.engine, plain, bool(up or down), allowed is not None or bool(beside))
     works = [
         _direction(flow, client, upstream, True, up, allowed),
         _direction(flow, upstream, client, False, down, allowed),
@@ -54,6 +57,16 @@ async def pump(
     if idle:
         works.append(_until_idle(flow, idle))
     await first_of_fibers("datagrams", works)
+
+
+def _why_copy(wanted: str, plain: bool, limited: bool, watched: bool) -> str:
+    if wanted not in _NATIVE:
+        return "copy: asked for"
+    if not plain:
+        return "copy: one end is no plain socket"
+    if limited or watched:
+        return f"copy: {'there are limits' if limited else 'somebody looks at the datagrams'}"
+    return f"copy: native {'is ' + load()[1] if load()[0] is None else 'has not taken the flow'}"
 
 
 def bottom(datagrams: Datagrams) -> Datagrams:

@@ -8,6 +8,7 @@ answer never pays for a pipe. An idle connection holds two sockets and no pipe.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 from collections.abc import Coroutine, Sequence
@@ -35,6 +36,7 @@ PATIENCE = 8
 
 _NOTHING = (0, 0, 0, 0)
 _MOST = 1 << 20
+_REFUSED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 _FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 _HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -50,11 +52,13 @@ class _Half:
     first       what is done to the first bytes, None when that is over, or was never anything
     failed      the sink refused bytes; what the other direction still has to say is delivered all the same
     granted     bytes for which the limits gave the native thread leave
+    copies      the kernel does not splice one of the sockets
     stops_at_bulk   bulk is somebody else's to move: stop when it begins
     """
 
     __slots__ = (
         "bulk",
+        "copies",
         "done",
         "eof",
         "failed",
@@ -97,7 +101,7 @@ class _Half:
             self.rest = self._begin(self.rest)
         self.pipe: Pipe | None = None
         self.in_pipe = 0
-        self.bulk = False
+        self.bulk = self.copies = False
         self.stops_at_bulk = False
         self.granted = 0
         self.eof = False
@@ -211,21 +215,41 @@ class _Half:
             self.rest = memoryview(self.rest)[count:] if left else b""
         else:
             assert self.pipe is not None
-            count = os.splice(self.pipe[0], sink.readiness.fd, self.in_pipe, flags=_FLAGS)
+            try:
+                count = os.splice(self.pipe[0], sink.readiness.fd, self.in_pipe, flags=_FLAGS)
+            except OSError as exc:
+                if exc.errno not in _REFUSED:
+                    raise
+                self._copy_instead(exc)
+                return self._flush()
             left = self.in_pipe = self.in_pipe - count
         self.count(count)
         return not left
 
     def _take(self, wanted: int) -> int:
-        if self.bulk and self.first is None:
+        if self.bulk and self.first is None and not self.copies:
             if self.pipe is None:
                 self.pipe = self.pool.take()
             if self.pipe is not None:
-                self.in_pipe = os.splice(self.source.readiness.fd, self.pipe[1], wanted, flags=_FLAGS)
-                return self.in_pipe
+                try:
+                    self.in_pipe = os.splice(self.source.readiness.fd, self.pipe[1], wanted, flags=_FLAGS)
+                    return self.in_pipe
+                except OSError as exc:
+                    if exc.errno not in _REFUSED:
+                        raise
+                    self._copy_instead(exc)
         data = self.source.readiness.sock.recv(min(wanted, SMALL))
         self.rest = data if self.first is None else self._begin(data)
         return len(data)
+
+    def _copy_instead(self, exc: OSError) -> None:
+        """Do without the pipe from now on; its bytes are under way all the same."""
+        assert self.pipe is not None
+        self.rest = os.read(self.pipe[0], self.in_pipe) if self.in_pipe else b""
+        self.in_pipe = 0
+        self.copies = True
+        self.free_pipe()
+        self.pool.refuse(f"a socket is not spliced: {exc.strerror}")
 
     def _begin(self, data: bytes) -> bytes:
         """Return what is to be sent for the first bytes that came, b"" standing for their end."""
@@ -498,6 +522,7 @@ class _Pair:
         )
         if number is None:
             self._engine = None
+            self.flow.engine = "splice: native has not taken the flow"
             self.client.readiness.claim(self._client_events)  # brings an edge, and with it whatever came meanwhile
             self.upstream.readiness.claim(self._upstream_events)
             return False

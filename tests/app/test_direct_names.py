@@ -22,7 +22,7 @@ from gostnet.config.load import Loader
 from gostnet.core.address import Endpoint
 from gostnet.core.errors import ConfigError, KernelError
 from gostnet.core.log import DEBUG, Logger, Sink
-from gostnet.core.resources import NAMED_TIMEOUT, names_set
+from gostnet.core.resources import NAMED_TIMEOUT, Capture, names_set
 from gostnet.core.tasks import run
 from gostnet.kernel.nft import Additions
 from gostnet.pipeline.chain import Chain
@@ -69,6 +69,9 @@ class Sets:
 
     def rollback(self) -> list[Any]:
         return []
+
+    def claim(self, homes: Any) -> None:
+        pass
 
     def admit(self, netns: str, additions: Additions) -> None:
         if self.failure is not None:
@@ -371,3 +374,60 @@ def test_and_where_another_process_holds_the_table(tmp_path: Any) -> None:
     found = ways(tmp_path, settings())
     with pytest.raises(ConfigError, match="another process holds the sets"):
         found.apply(Elsewhere(), wanted_by(found.services.values()))  # type: ignore[arg-type]
+
+
+# ---- a kernel that does not take sets ---------------------------------------------------------------
+class Picky(Sets):
+    """A kernel that refuses captures which go around something, as long as it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Any] = []
+        self.refusal: KernelError | None = KernelError("nft add set", errno.EMSGSIZE)
+
+    def apply(self, wanted: Wanted) -> list[Any]:
+        captures = [item for items in wanted.values() for item in items if isinstance(item, Capture)]
+        if self.refusal is not None and any(item.around for item in captures):
+            raise self.refusal
+        self.held = captures
+        return []
+
+
+def test_sets_that_the_kernel_does_not_take_leave_it_to_the_daemon_which_is_told_once(tmp_path: Any) -> None:
+    found = ways(tmp_path, settings())
+    kernel, sink = Picky(), Lines()
+    found.log = Logger(sink, DEBUG)
+    for _ in range(2):
+        found.apply(kernel, wanted_by(found.services.values()))
+    assert [item.around for item in kernel.held] == [None]
+    assert sink.of("warn") == ["engine kernel gives way to user: direct traffic: nft add set: Message too long"]
+    assert any("the kernel does not take the sets" in note for note in notes(found))
+    handler = found.services["dns"].handler
+    assert isinstance(handler, DnsHandler)
+    assert handler.answered is None
+    kernel.refusal = None
+    found.apply(kernel, wanted_by(found.services.values()))
+    assert kernel.held[0].around is not None
+    assert handler.answered is not None
+
+
+def test_who_demands_the_kernel_is_refused_at_the_start_and_left_to_the_daemon_later(tmp_path: Any) -> None:
+    found = ways(tmp_path, settings(listener={"direct": "kernel"}))
+    kernel = Picky()
+    with pytest.raises(KernelError, match="Message too long"):
+        found.apply(kernel, wanted_by(found.services.values()))
+    assert kernel.held == []
+    found.apply(kernel, wanted_by(found.services.values()), yields=True)
+    assert [item.around for item in kernel.held] == [None]
+
+
+def test_a_kernel_that_takes_nothing_at_all_is_an_error_as_before(tmp_path: Any) -> None:
+    found = ways(tmp_path, settings())
+    kernel = Picky()
+
+    def refuse(wanted: Wanted) -> list[Any]:
+        raise KernelError("nft", errno.EPERM)
+
+    kernel.apply = refuse  # type: ignore[method-assign]
+    with pytest.raises(KernelError, match="Operation not permitted"):
+        found.apply(kernel, wanted_by(found.services.values()), yields=True)

@@ -108,7 +108,7 @@ print(json.dumps(Lines.lines))
 
 SAID = {
     "mmsg": '["the kernel lacks recvmmsg or sendmmsg: datagrams are taken and sent one by one"]',
-    "threads": '["datagrams take the general path: no thread: Resource temporarily unavailable"]',
+    "threads": '["engine native gives way to copy: datagrams: no thread: Resource temporarily unavailable"]',
     "UDP_SEGMENT": '["the kernel does not cut trains of datagrams for a way out of this host:'
     ' there they are sent one by one"]',
     "UDP_GRO": '["the kernel lacks UDP_GRO: datagrams arrive one by one"]',

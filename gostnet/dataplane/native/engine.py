@@ -6,16 +6,21 @@ import asyncio
 import ctypes
 import os
 import weakref
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ...core.hub import Hub
-from .library import ENDED, WANTS, Library, Record, load
+from .library import ENDED, OFF, WANTS, Library, Record, load
 
 BATCH: Final = 64
 """Records taken from the library at once."""
 
 REFRESH: Final = 1.0
 """Seconds between looks at the counters of flows that are inside, so that meters show bytes of running flows."""
+
+
+RETRY: Final = 30.0
+"""Seconds until threads that could not be started are asked for again."""
 
 
 class Passenger(Protocol):
@@ -74,7 +79,7 @@ class Engine:
             relay = library.start(self._events)
             if not relay:
                 _stop(library, self._relays, self._events, os.getpid())
-                raise OSError("the threads of the native relay could not be started")
+                raise OSError("no memory, descriptors or threads for it")
             self._relays.append(relay)
         # Also without `Hub.close`, and never in a fork, which has no such thread.
         self._stop = weakref.finalize(self, _stop, library, self._relays, self._events, os.getpid())
@@ -96,6 +101,7 @@ class Engine:
         thread = self._next = (self._next + 1) % count
         found: int = self._library.add(self._relays[thread], client, upstream, limited, done)
         if found < 0:
+            self._hub.give_way("native", "splice", "no memory, or no epoll watches, for another flow")
             return None
         number = found * count + thread
         self._inside[number] = passenger
@@ -196,14 +202,30 @@ def _stop(library: Library, relays: list[int], events: int, process: int) -> Non
         os.close(events)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """In an engine's place: why there is none, and how long that is taken for granted."""
+
+    reason: str
+    until: float
+
+
 def engine(hub: Hub) -> tuple[Engine | None, str]:
     """Return (the engine of `hub`, ""), started if need be, or (None, why there is none)."""
     library, reason = load()
     if library is None:
+        if reason != OFF:
+            hub.give_way("native", "splice", reason)
         return None, reason
-    if hub.native is None:
+    found = hub.native
+    if type(found) is Engine:
+        return found, ""
+    if found is None or found.until <= hub.loop.time():
         try:
             hub.native = Engine(hub, library)
         except OSError as exc:
-            return None, str(exc)
-    return hub.native, ""
+            found = hub.native = _Refused(exc.strerror or str(exc), hub.loop.time() + RETRY)
+            hub.give_way("native", "splice", found.reason)
+        else:
+            return hub.native, ""
+    return None, found.reason

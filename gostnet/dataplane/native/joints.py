@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from ...core.address import Endpoint, parse_ip
 from ...core.hub import READABLE, Hub, OnEvents
 from ...core.sockets import Readiness
-from .library import Library, load
+from .library import OFF, Library, load
 
 BATCH: Final = 64
 """Datagrams of one call of the library."""
@@ -220,7 +220,7 @@ class Joints:
         if not self._close.alive:
             return None
         if not self._mover.start():
-            self._say(f"datagrams take the general path: {self._mover.broken}")
+            self._say(f"engine native gives way to copy: datagrams: {self._mover.broken}")
             return None
         slot: int = self._library.udp_join(self._table, _encode(peer, local), descriptor)
         if slot < 0:
@@ -315,17 +315,19 @@ def joints(
     raw: tuple[int, int] = (-1, -1),
 ) -> Joints | None:
     """Return a table for a listening socket, None where the library is not there."""
-    library, _ = load()
-    if library is None:
-        return None
+    library, reason = load()
     hub = readiness.hub
+    if library is None:
+        if reason != OFF:
+            hub.give_way("native", "copy", f"datagrams: {reason}")
+        return None
     try:
         mover = _movers.get(hub)
         if mover is None:
             mover = _movers[hub] = Mover(hub, library)
         return Joints(mover, library, readiness, deliver, say, flags, raw)
     except OSError as exc:
-        say(f"datagrams take the general path: {exc}")
+        say(f"engine native gives way to copy: datagrams: {exc}")
         return None
 
 

@@ -15,6 +15,9 @@ from .build import LIBRARY
 VERSION = 3
 """Of the interface, as relay.c says it: a library left over from an older build is refused."""
 
+OFF = "switched off by GOSTNET_NATIVE"
+"""Why there is no library where nobody wants one."""
+
 ENDED = 1
 WANTS = 2
 """Bits of `news`: the flow has ended; direction 0 waits for leave (direction 1: twice the value)."""
@@ -110,7 +113,7 @@ class Library:
 def load() -> tuple[Library | None, str]:
     """Return (the library, ""), or (None, why there is none). `GOSTNET_NATIVE=0` switches it off."""
     if os.environ.get("GOSTNET_NATIVE", "") in ("0", "false", "no", "off"):
-        return None, "switched off by GOSTNET_NATIVE"
+        return None, OFF
     if not LIBRARY.exists():
         return None, "not built: no C compiler was there when gostnet was installed"
     try:
