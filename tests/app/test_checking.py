@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gostnet.app.checking import check_loaded
+from gostnet.config.argv import parse_args
+from gostnet.config.load import Loader
 from gostnet.testing.certificates import Authority
 
 from .test_daemon import run
@@ -86,13 +89,15 @@ TEXTS = [
 
 @pytest.mark.parametrize(("url", "said"), TEXTS)
 def test_what_no_tunnel_can_do_is_found_under_the_key_that_was_written(url: str, said: str) -> None:
-    done = run("check", "-L", url)
-    assert done.stdout.splitlines()[:-1] == [said]
-    wrong = ": error: " in said
-    assert done.returncode == int(wrong)
-    if wrong:
-        started = run("-L", url)
-        assert (started.returncode, started.stderr.splitlines()) == (1, [said])
+    loaded = Loader(parse_args(["check", "-L", url])).load()
+    assert [str(finding) for finding in check_loaded(loaded, strict=True, building=True)] == [said]
+
+
+@pytest.mark.parametrize(("url", "said"), [TEXTS[0], TEXTS[-1]])
+def test_a_start_says_the_same_as_check(url: str, said: str) -> None:
+    for verb in (["check"], []):
+        done = run(*verb, "-L", url)
+        assert (done.returncode, (done.stdout + done.stderr).splitlines()[0]) == (1, said)
 
 
 def test_what_only_building_shows_is_found_by_check_and_leaves_nothing(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ from gostnet.kernel.plan import Step
 from gostnet.kernel.provision import Provisioner
 from gostnet.kernel.recovery import recover
 
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where journals are kept whose lines need not outlast the machine: each is put on disk before it counts."""
+
 
 class Crash(BaseException):
     """The process has died."""
@@ -209,7 +212,7 @@ def test_apply_leads_to_what_is_desired_and_rollback_back(
     initial: list[Resource], stages: list[list[Resource]]
 ) -> None:
     start = by_key(settings_there) | by_key(initial)
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory(dir=MEMORY) as name:
         kernel = FakeKernel(dict(start))
         with provisioner(kernel, Path(name)) as under_test:
             for desired in stages:
@@ -232,7 +235,7 @@ def test_recovery_restores_the_state_after_a_crash_at_any_point(
     point = 0
     while True:
         point += 1
-        with TemporaryDirectory() as name:
+        with TemporaryDirectory(dir=MEMORY) as name:
             fuse = Fuse(point)
             kernel = FakeKernel(dict(start), fuse)
             under_test = provisioner(kernel, Path(name))
@@ -267,7 +270,7 @@ def test_a_failed_step_leaves_what_was_there_before_the_call(
     initial: list[Resource], first: list[Resource], second: list[Resource], data: st.DataObject
 ) -> None:
     start = by_key(settings_there) | by_key(initial)
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory(dir=MEMORY) as name:
         kernel = FakeKernel(dict(start))
         with provisioner(kernel, Path(name)) as under_test:
             under_test.apply(first)
@@ -291,7 +294,7 @@ def test_what_somebody_changed_meanwhile_stays_changed(
     initial: list[Resource], desired: list[Resource], meddling: Resource
 ) -> None:
     start = by_key(settings_there) | by_key(initial)
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory(dir=MEMORY) as name:
         kernel = FakeKernel(dict(start))
         with provisioner(kernel, Path(name)) as under_test:
             under_test.apply(desired)
@@ -312,7 +315,7 @@ def test_what_somebody_changed_meanwhile_stays_changed(
 @given(desired_lists)
 def test_refused_rollback_is_reported_and_made_good_later(desired: list[Resource]) -> None:
     start = by_key(settings_there)
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory(dir=MEMORY) as name:
         kernel = FakeKernel(dict(start))
         under_test = provisioner(kernel, Path(name))
         steps = under_test.apply(desired)
