@@ -16,7 +16,7 @@ from gostnet.core.errors import KernelError
 from gostnet.core.resources import MARK_MASK, MARK_OWN
 
 from . import netns
-from .bpf import Assembly, Direction, Field, Helper, Link, Register, Size, Test, Verdict, attachment_problem, load
+from .bpf import Assembly, At, Direction, Field, Helper, Link, Register, Size, Test, Verdict, attachment_problem, load
 from .netlink import RouteSocket
 from .nft_expr import tlv
 
@@ -38,16 +38,7 @@ def program() -> Assembly:
     Sockets of ours are not turned around: their packets are here by a mistake of the configuration, and would be taken
     as a client's, without end. Fragments of IPv6 are UDP as good as always, since TCP avoids them.
     """
-    r0, r1, r2, r3, r4, r5, r6, r10 = (
-        Register.R0,
-        Register.R1,
-        Register.R2,
-        Register.R3,
-        Register.R4,
-        Register.R5,
-        Register.R6,
-        Register.R10,
-    )
+    r0, r1, r2, r6, r10 = Register.R0, Register.R1, Register.R2, Register.R6, Register.R10
     code = Assembly()
     code.move(r6, r1)
     code.load(r2, r6, Field.MARK)
@@ -61,12 +52,7 @@ def program() -> Assembly:
     code.label("ipv4")
     code.move(r2, _PROTOCOL_AT[_ETH_IPV4])
     code.label("protocol")
-    code.move(r1, r6)
-    code.move(r3, r10)
-    code.add(r3, -1)
-    code.move(r4, 1)
-    code.move(r5, _FROM_NETWORK_HEADER)
-    code.call(Helper.SKB_LOAD_BYTES_RELATIVE)
+    code.call(Helper.SKB_LOAD_BYTES_RELATIVE, r6, r2, At(r10, -1), 1, _FROM_NETWORK_HEADER)
     code.jump_if(r0, Test.NOT_EQUAL, 0, "leave")
     code.load(r2, r10, -1, Size.BYTE)
     for number in (_TCP, _UDP, _FRAGMENT):
@@ -75,8 +61,7 @@ def program() -> Assembly:
     code.leave(Verdict.NEXT)
     code.label("bounce")
     code.load(r1, r6, Field.IFINDEX)
-    code.move(r2, _INGRESS)
-    code.call(Helper.REDIRECT)
+    code.call(Helper.REDIRECT, r1, _INGRESS)
     code.leave()
     return code
 

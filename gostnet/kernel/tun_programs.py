@@ -19,7 +19,7 @@ from ipaddress import IPv4Address
 
 from gostnet.core.address import IPAddress
 
-from .bpf import Assembly, Field, Helper, Map, MapKind, Register, Size, Test, Verdict
+from .bpf import Assembly, At, Field, Helper, Map, MapKind, Register, Size, Test, Verdict
 
 ENDS = struct.Struct("=16s2s2xI16s")
 ROUTE = struct.Struct("=40sIII")
@@ -138,20 +138,12 @@ def _key_of_packet(code: Assembly, offset: int, source: bool, missing: str) -> N
 
 def _load_bytes(code: Assembly, offset: int, to: int, size: int, missing: str) -> None:
     """Copy bytes of the packet to the stack, or go on at `missing` if it ends before."""
-    code.move(R1, R6)
-    code.move(R2, offset)
-    code.move(R3, R10)
-    code.add(R3, to)
-    code.move(R4, size)
-    code.call(Helper.SKB_LOAD_BYTES)
+    code.call(Helper.SKB_LOAD_BYTES, R6, offset, At(R10, to), size)
     code.jump_if(R0, Test.NOT_EQUAL, 0, missing)
 
 
 def _look_up(code: Assembly, table: Map, base: Register, key: int, missing: str) -> None:
-    code.load_map(R1, table)
-    code.move(R2, base)
-    code.add(R2, key)
-    code.call(Helper.MAP_LOOKUP_ELEM)
+    code.call(Helper.MAP_LOOKUP_ELEM, table, At(base, key))
     code.jump_if(R0, Test.EQUAL, 0, missing)
 
 
@@ -225,18 +217,11 @@ def sending(routes: Map, counts: Map, port: int, mark: int) -> Assembly:
             code.jump("out")
     # 5. out; the neighbour's address is written over an Ethernet header, which has to be there
     code.label("out")
-    code.move(R1, R6)
-    code.move(R2, _ETHERNET)
-    code.move(R3, 0)
-    code.call(Helper.SKB_CHANGE_HEAD)
+    code.call(Helper.SKB_CHANGE_HEAD, R6, _ETHERNET, 0)
     code.jump_if(R0, Test.NOT_EQUAL, 0, "drop")
     code.move32(R1, mark)  # the context takes no constants
     code.store(R6, Field.MARK, R1)
-    code.move(R1, R9)
-    code.move(R2, 0)
-    code.move(R3, 0)
-    code.move(R4, 0)
-    code.call(Helper.REDIRECT_NEIGH)
+    code.call(Helper.REDIRECT_NEIGH, R9, 0, 0, 0)
     code.leave()
     return _endings(code)
 
@@ -306,19 +291,10 @@ def _write_ipv6(code: Assembly) -> None:
 
 def _put_in_front(code: Assembly, outside: Outside) -> None:
     """Put headers from the stack in front; what fails behind the first step has left the packet changed."""
-    code.move(R1, R6)
-    code.move(R2, outside.size)
-    code.move(R3, _ROOM_MAC)
-    code.move(R4, _FIXED_GSO | outside.room | _ENCAP_UDP)
-    code.call(Helper.SKB_ADJUST_ROOM)
+    flags = _FIXED_GSO | outside.room | _ENCAP_UDP
+    code.call(Helper.SKB_ADJUST_ROOM, R6, outside.size, _ROOM_MAC, flags)
     code.jump_if(R0, Test.NOT_EQUAL, 0, "pass")
-    code.move(R1, R6)
-    code.move(R2, 0)
-    code.move(R3, R10)
-    code.add(R3, _HEAD)
-    code.move(R4, outside.size)
-    code.move(R5, 0)
-    code.call(Helper.SKB_STORE_BYTES)
+    code.call(Helper.SKB_STORE_BYTES, R6, 0, At(R10, _HEAD), outside.size, 0)
     code.jump_if(R0, Test.NOT_EQUAL, 0, "drop")
 
 
@@ -338,17 +314,13 @@ def receiving(routes: Map, counts: Map, port: int, device: int, *, strict: bool,
         if outside.version == 4:
             code.jump("strip")
     code.label("strip")
-    code.move(R1, R6)
-    code.move(R3, _ROOM_MAC)
     code.move(R4, _FIXED_GSO | _DECAP_IPV4)
     code.jump_if(R9, Test.EQUAL, 4, "room")
     code.move(R4, _FIXED_GSO | _DECAP_IPV6)
     code.label("room")
-    code.call(Helper.SKB_ADJUST_ROOM)
+    code.call(Helper.SKB_ADJUST_ROOM, R6, R2, _ROOM_MAC, R4)
     code.jump_if(R0, Test.NOT_EQUAL, 0, "drop")
-    code.move(R1, device)
-    code.move(R2, R8)
-    code.call(Helper.REDIRECT)
+    code.call(Helper.REDIRECT, device, R8)
     code.leave()
     return _endings(code)
 

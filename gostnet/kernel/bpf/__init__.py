@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .assembly import Assembly, Field, Helper, Register, Size, Test
+from .assembly import Assembly, At, Field, Helper, Register, Size, Test
 from .objects import (
     Direction,
     Link,
@@ -18,6 +18,7 @@ from .objects import (
 
 __all__ = [
     "Assembly",
+    "At",
     "Direction",
     "Field",
     "Helper",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Protocol, TypeAlias
 
@@ -148,6 +149,17 @@ Operand: TypeAlias = Register | int
 """A register, or a constant: of 32 bits signed, or written as the unsigned number that has the same bits."""
 
 
+@dataclass(frozen=True, slots=True)
+class At:
+    """An address: so many bytes behind what a register points to."""
+
+    base: Register
+    offset: int
+
+
+_ARGUMENTS = (Register.R1, Register.R2, Register.R3, Register.R4, Register.R5)
+
+
 class Assembly:
     """A program that is being written. `build` returns its bytes; an Assembly may be built once.
 
@@ -261,8 +273,20 @@ class Assembly:
         """Go on at a label if the test holds for the lower halves."""
         self._jump(_JMP32 | test.value, left, right, label)
 
-    def call(self, helper: Helper) -> None:
-        """Call a helper with R1 to R5; R0 is the answer, R1 to R5 are lost."""
+    def call(self, helper: Helper, *arguments: Operand | At | HasDescriptor) -> None:
+        """Call a helper with R1 to R5; R0 is the answer, R1 to R5 are lost.
+
+        `arguments` are put there first, in their order: a register that is one of the five may only stay in its place.
+        """
+        for to, value in zip(_ARGUMENTS, arguments, strict=False):
+            if isinstance(value, At):
+                self.move(to, value.base)
+                self.add(to, value.offset)
+            elif isinstance(value, (Register, int)):
+                if value is not to:
+                    self.move(to, value)
+            else:
+                self.load_map(to, value)
         self._append(_JMP | _CALL, Register.R0, None, 0, int(helper))
 
     def leave(self, value: Operand | None = None) -> None:

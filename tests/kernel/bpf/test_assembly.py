@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gostnet.kernel.bpf import Assembly, Field, Helper, Register, Size, Test
+from gostnet.kernel.bpf import Assembly, At, Field, Helper, Register, Size, Test
 
 R0, R1, R2, R6, R10 = Register.R0, Register.R1, Register.R2, Register.R6, Register.R10
 
@@ -80,3 +80,14 @@ def test_what_cannot_be_written_down() -> None:
     code.jump("nowhere")
     with pytest.raises(ValueError, match="'nowhere' does not exist"):
         code.build()
+
+
+def test_arguments_of_a_helper_are_put_where_it_wants_them() -> None:
+    short, long = Assembly(), Assembly()
+    short.call(Helper.SKB_LOAD_BYTES, _Map(), R2, At(R10, -8), 4)
+    long.load_map(R1, _Map())
+    long.move(Register.R3, R10)
+    long.add(Register.R3, -8)
+    long.move(Register.R4, 4)
+    long.call(Helper.SKB_LOAD_BYTES)
+    assert short.build() == long.build()
