@@ -15,6 +15,8 @@ PIPE_SIZE = 262144
 LEAST = 16384
 """Bytes: a pipe of less moves less than recv and send would."""
 
+SMALL_PIPES = "pipes are too small: fs.pipe-user-pages-soft is used up"
+
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 
 Pipe = tuple[int, int]
@@ -52,10 +54,10 @@ class PipePool:
             fcntl.fcntl(write, _F_SETPIPE_SZ, PIPE_SIZE)
         except OSError:
             # Up to pipe-user-pages-soft a pipe keeps its 64 KiB, beyond it gets 8: slower, and slower than without.
-            if (size := fcntl.fcntl(write, _F_GETPIPE_SZ)) < LEAST:
+            if fcntl.fcntl(write, _F_GETPIPE_SZ) < LEAST:
                 os.close(read)
                 os.close(write)
-                self.refuse(f"pipes of {size >> 10} KiB only: fs.pipe-user-pages-soft is used up")
+                self.refuse(SMALL_PIPES)
                 return None
         self.out += 1
         return read, write
@@ -77,6 +79,11 @@ class PipePool:
 
     def __del__(self) -> None:
         self.close()
+
+
+def not_spliced(number: int) -> str:
+    """Return why bytes of a socket are copied."""
+    return f"a socket is not spliced: {os.strerror(number)}"
 
 
 def pipe_pool(hub: Hub) -> PipePool:

@@ -23,7 +23,7 @@ from . import shaper as limits
 from .native.engine import Engine
 from .native.library import Record
 from .opening import FirstBytes
-from .pipes import Pipe, PipePool, pipe_pool
+from .pipes import Pipe, PipePool, not_spliced, pipe_pool
 
 SMALL = 16384
 """Bytes of one recv. A read that fills it says bulk."""
@@ -249,7 +249,7 @@ class _Half:
         self.in_pipe = 0
         self.copies = True
         self.free_pipe()
-        self.pool.refuse(f"a socket is not spliced: {exc.strerror}")
+        self.pool.refuse(not_spliced(exc.errno or 0))
 
     def _begin(self, data: bytes) -> bytes:
         """Return what is to be sent for the first bytes that came, b"" standing for their end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import hashlib
@@ -130,7 +131,7 @@ def test_pipes_that_are_too_small_are_not_used(monkeypatch: pytest.MonkeyPatch) 
         assert len(os.listdir("/proc/self/fd")) == before
 
     (line,) = lines_of(work)
-    assert line == "engine splice gives way to copy: pipes of 8 KiB only: fs.pipe-user-pages-soft is used up"
+    assert line == "engine splice gives way to copy: pipes are too small: fs.pipe-user-pages-soft is used up"
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
@@ -163,6 +164,47 @@ def test_a_pool_of_its_own_says_nothing() -> None:
     assert taken is not None
     pool.put(taken, empty=True)
     pool.close()
+
+
+@NATIVE
+def test_the_thread_without_descriptors_for_pipes_copies_and_it_is_told(
+    no_descriptors: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "REFRESH", 0.01)
+    told: list[str] = []
+
+    async def work() -> None:
+        hub = current_hub()
+        native.engine(hub)
+        rig = Rig("native")
+        no_descriptors()
+        heard = asyncio.Event()
+
+        def tell(line: str) -> None:
+            told.append(line)
+            heard.set()
+
+        hub.tell = tell
+
+        async def send() -> None:
+            await rig.client.send(BULK)
+            await heard.wait()
+            await rig.client.send_eof()
+
+        async def answer() -> None:
+            assert await read_all(rig.server) == BULK
+            await rig.server.send_eof()
+
+        async def end() -> None:
+            assert await read_all(rig.client) == b""
+
+        await together(rig.run(), send(), answer(), end())
+        assert rig.flow.engine == "native: lives on"
+        assert rig.flow.meter.up == len(BULK)
+        rig.close()
+
+    lines_of(work)
+    assert told == ["engine splice gives way to copy: no pipe: Too many open files"]
 
 
 # ---- native ---------------------------------------------------------------------------------------

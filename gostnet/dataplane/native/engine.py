@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import weakref
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ...core.hub import Hub
+from ..pipes import SMALL_PIPES, not_spliced
 from .library import ENDED, OFF, WANTS, Library, Record, load
 
 BATCH: Final = 64
@@ -171,7 +173,16 @@ class Engine:
                     passenger = self._inside.get(record.id * threads + thread)
                     if passenger is not None:
                         passenger.counted(record)
+            self._tell_refusal(relay)
         self._timer = self._hub.loop.call_later(REFRESH, self._refresh)
+
+    def _tell_refusal(self, relay: int) -> None:
+        """Tell why a thread copies bytes, which it does by itself."""
+        refused: int = self._library.refused(relay)
+        if refused in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            self._hub.give_way("splice", "copy", f"no pipe: {os.strerror(refused)}")
+        elif refused:
+            self._hub.give_way("splice", "copy", SMALL_PIPES if refused == errno.EDQUOT else not_spliced(refused))
 
     def close(self) -> None:
         """End the threads; flows that are still inside move no more."""

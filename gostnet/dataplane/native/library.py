@@ -74,6 +74,7 @@ class Library:
             self.cancel = function("relay_cancel", None, relay, unsigned, records)
             self.grant = function("relay_grant", None, relay, unsigned, number, ctypes.c_uint64)
             self.news = function("relay_news", number, relay, records, number)
+            self.refused = function("relay_refused", number, relay)
             self.count = function("relay_count", None, relay, unsigned, records)
             self.moved = function("relay_moved", number, relay, ctypes.POINTER(ctypes.c_uint32), records, number)
             mover, table = ctypes.c_void_p, ctypes.c_void_p

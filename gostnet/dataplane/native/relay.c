@@ -91,6 +91,7 @@ struct relay {
     pthread_t thread;
     int epoll, wake, news_fd;
     atomic_bool stopping;
+    atomic_int refused;    /* errno of the last pipe or splice that there was not, EDQUOT for pipes that are too small */
     pthread_mutex_t news_lock;
     struct flow *news;
     /* the mover's */
@@ -126,10 +127,17 @@ static bool take_pipe(struct relay *relay, struct direction *way)
     }
     if (pipe2(way->pipe, O_NONBLOCK | O_CLOEXEC)) {
         way->pipe[0] = way->pipe[1] = -1;
+        atomic_store_explicit(&relay->refused, errno, memory_order_relaxed);
         return false; /* no descriptors are left: recv and send do without */
     }
-    /* Beyond pipe-user-pages-soft it keeps its default size: slower, not wrong. */
-    (void)fcntl(way->pipe[1], F_SETPIPE_SZ, PIPE_SIZE);
+    /* Up to pipe-user-pages-soft it keeps its default size, which is slower; beyond it is smaller than one recv. */
+    if (fcntl(way->pipe[1], F_SETPIPE_SZ, PIPE_SIZE) < 0 && fcntl(way->pipe[1], F_GETPIPE_SZ) < SMALL) {
+        close(way->pipe[0]);
+        close(way->pipe[1]);
+        way->pipe[0] = way->pipe[1] = -1;
+        atomic_store_explicit(&relay->refused, EDQUOT, memory_order_relaxed);
+        return false;
+    }
     return true;
 }
 
@@ -327,7 +335,8 @@ static bool pump(struct relay *relay, struct flow *flow, int index)
         if (got < 0) {
             if (errno == EINTR)
                 continue;
-            if (spliced && errno == EINVAL) {
+            if (spliced && (errno == EINVAL || errno == ENOSYS || errno == EPERM || errno == EOPNOTSUPP)) {
+                atomic_store_explicit(&relay->refused, errno, memory_order_relaxed);
                 way->copies = true;
                 continue;
             }
@@ -583,6 +592,12 @@ EXPORT int64_t gostnet_relay_add(struct relay *relay, int client, int upstream, 
     }
     flow->held = true;
     return flow->id;
+}
+
+/* Return why bytes are copied instead of spliced somewhere, an errno (EDQUOT: pipes are too small), 0 if none are. */
+EXPORT int gostnet_relay_refused(struct relay *relay)
+{
+    return atomic_load_explicit(&relay->refused, memory_order_relaxed);
 }
 
 static void fill(struct record *record, struct flow *flow)
