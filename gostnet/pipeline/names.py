@@ -12,6 +12,7 @@ from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.egress import Egress
 from ..core.errors import GostnetError, ResolveError
 from ..core.flow import Flow
+from ..core.passing import PassingDatagrams
 from ..core.stream import Stream
 from ..core.tasks import Scope
 from ..core.udp_socket import UdpSocket
@@ -143,14 +144,13 @@ class _Peer:
     task: asyncio.Task[None] | None = None
 
 
-class Renamed(Datagrams):
+class Renamed(PassingDatagrams):
     """An association with one peer, which is called by the name that was asked for."""
 
-    __slots__ = ("_below", "_peer")
+    __slots__ = ("_peer",)
 
     def __init__(self, below: Datagrams, peer: Endpoint) -> None:
-        super().__init__(below.local, below.max_payload)
-        self._below = below
+        super().__init__(below)
         self._peer = peer
 
     async def receive(self) -> Sequence[Datagram]:
@@ -158,15 +158,6 @@ class Renamed(Datagrams):
         for datagram in batch:
             datagram.peer = self._peer
         return batch
-
-    async def send(self, batch: Sequence[Datagram]) -> None:
-        await self._below.send(batch)
-
-    async def aclose(self) -> None:
-        await self._below.aclose()
-
-    def abort(self) -> None:
-        self._below.abort()
 
     def transparent_over(self) -> Datagrams:
         """Return the association below: its one peer is the same, whatever it is called."""

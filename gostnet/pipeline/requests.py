@@ -13,7 +13,8 @@ from typing import Final
 
 from ..core.errors import ConnError, ProtocolError
 from ..core.flow import Flow, Sniffed
-from ..core.stream import CHUNK, Buffer, Stream
+from ..core.passing import PassingStream
+from ..core.stream import CHUNK, Stream
 from ..wire.http1 import Body, HeadReader, Request, parse_request, request_body
 from ..wire.sniff import METHODS, StreamRecogniser, describe
 from .handler import relay_with
@@ -25,7 +26,7 @@ Decide = Callable[[Sniffed], bool]
 """Tells whether a request may follow the ones before it to the same server. Raises PolicyDenied to end it all."""
 
 
-class Requests(Stream):
+class Requests(PassingStream):
     """A client's stream that ends, for its reader, before a request which `decide` wants elsewhere.
 
     pending    that request, None if there is none
@@ -33,7 +34,6 @@ class Requests(Stream):
     """
 
     __slots__ = (
-        "_below",
         "_body",
         "_decide",
         "_held",
@@ -47,8 +47,7 @@ class Requests(Stream):
 
     def __init__(self, below: Stream, decide: Decide) -> None:
         """Watch `below`, which stays its owner's; a stream that nobody has `armed` adds nothing."""
-        super().__init__(below.local, below.remote)
-        self._below = below
+        super().__init__(below)
         self._decide = decide
         self._passing = True
         self._held = b""
@@ -131,20 +130,11 @@ class Requests(Stream):
         if request.method == b"CONNECT" or b"upgrade" in request.first:
             self._maybe = StreamRecogniser()
 
-    async def send(self, data: Buffer) -> None:
-        await self._below.send(data)
-
     async def send_eof(self) -> None:
         """Pass on the end of the server, unless another one is to follow."""
         if self.pending is None:
             self.ended = True
             await self._below.send_eof()
-
-    async def aclose(self) -> None:
-        await self._below.aclose()
-
-    def abort(self) -> None:
-        self._below.abort()
 
     def reset(self) -> None:
         """Reset the stream below, unless another server is to follow."""

@@ -21,6 +21,7 @@ from ..core.fiber import Gate
 from ..core.flow import Flow, Sniffed
 from ..core.hub import READABLE
 from ..core.options import Seconds, opt
+from ..core.passing import PassingDatagrams
 from ..core.sockets import Readiness, SocketStream
 from ..core.stream import Stream
 from ..core.tasks import deadline, first_done
@@ -447,14 +448,13 @@ async def _first_stream(client: Stream, upstream: Stream) -> bool:
 
 
 # ---- datagrams --------------------------------------------------------------------------------------
-class Replayed(Datagrams):
+class Replayed(PassingDatagrams):
     """Datagrams of `below`, which it owns, behind some that have been received already."""
 
-    __slots__ = ("_below", "_held")
+    __slots__ = ("_held",)
 
     def __init__(self, below: Datagrams, held: Sequence[Datagram]) -> None:
-        super().__init__(below.local, below.max_payload)
-        self._below = below
+        super().__init__(below)
         self._held = held
 
     async def receive(self) -> Sequence[Datagram]:
@@ -462,15 +462,6 @@ class Replayed(Datagrams):
             held, self._held = self._held, ()
             return held
         return await self._below.receive()
-
-    async def send(self, batch: Sequence[Datagram]) -> None:
-        await self._below.send(batch)
-
-    async def aclose(self) -> None:
-        await self._below.aclose()
-
-    def abort(self) -> None:
-        self._below.abort()
 
     def transparent_over(self) -> Datagrams | None:
         """Return the datagrams below once the held ones have been taken."""

@@ -15,6 +15,7 @@ from gostnet.core.address import Endpoint
 from gostnet.core.datagrams import MAX_UDP_PAYLOAD, Datagram, Datagrams
 from gostnet.core.errors import ConnError
 from gostnet.core.packets import NO_SETUP, Medium, Packets, Setup
+from gostnet.core.passing import PassingStream
 from gostnet.core.stream import CHUNK, Buffer, Stream
 
 LEFT = Endpoint("192.0.2.1", 40001)
@@ -196,18 +197,17 @@ def stream_pair(
     )
 
 
-class Trickle(Stream):
+class Trickle(PassingStream):
     """A stream that delivers what another one receives in pieces of at most `piece` bytes, by default one.
 
     It owns the stream below and passes everything else on to it. What a parser does right on whole reads only, it
     does wrong here.
     """
 
-    __slots__ = ("_below", "_kept", "_piece")
+    __slots__ = ("_kept", "_piece")
 
     def __init__(self, below: Stream, piece: int = 1) -> None:
-        Stream.__init__(self, below.local, below.remote)
-        self._below = below
+        super().__init__(below)
         self._piece = piece
         self._kept = below.take_unread()
 
@@ -219,12 +219,6 @@ class Trickle(Stream):
         size = min(max_bytes, self._piece)
         data, self._kept = self._kept[:size], self._kept[size:]
         return data
-
-    async def send(self, data: Buffer) -> None:
-        await self._below.send(data)
-
-    async def send_eof(self) -> None:
-        await self._below.send_eof()
 
     async def aclose(self) -> None:
         self._kept = b""

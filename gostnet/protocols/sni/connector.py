@@ -10,8 +10,9 @@ from ...core.datagrams import Datagrams
 from ...core.errors import DialError
 from ...core.flow import Flow
 from ...core.options import Seconds, opt
+from ...core.passing import PassingStream
 from ...core.registry import component
-from ...core.stream import CHUNK, Buffer, Stream
+from ...core.stream import Buffer, Stream
 from ...pipeline.connector import ConnectorContext
 from ...wire.client_hello import host_name
 from .codec import Disguise
@@ -49,20 +50,14 @@ class SniConnector:
         raise DialError("an SNI proxy carries no UDP")
 
 
-class Disguised(Stream):
+class Disguised(PassingStream):
     """A stream over `below`, which it owns; what is sent is held until the name in it can be exchanged."""
 
-    __slots__ = ("_below", "_disguise")
+    __slots__ = ("_disguise",)
 
     def __init__(self, below: Stream, cover: bytes) -> None:
-        super().__init__(below.local, below.remote)
-        self._below = below
+        super().__init__(below)
         self._disguise: Disguise | None = Disguise(cover)
-
-    async def receive(self, max_bytes: int = CHUNK) -> bytes:
-        if self._head:
-            return self._take_head(max_bytes)
-        return await self._below.receive(max_bytes)
 
     async def send(self, data: Buffer) -> None:
         if self._disguise is not None:
@@ -80,16 +75,6 @@ class Disguised(Stream):
             if held:
                 await self._below.send(held)
         await self._below.send_eof()
-
-    async def aclose(self) -> None:
-        await self._below.aclose()
-
-    def abort(self) -> None:
-        self._below.abort()
-
-    def reset(self) -> None:
-        """Reset the stream below."""
-        self._below.reset()
 
     def transparent_over(self) -> Stream | None:
         """Return the stream below once the first bytes have gone out."""
