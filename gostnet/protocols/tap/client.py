@@ -15,6 +15,7 @@ from ...core.stream import Buffer
 from ...core.udp_socket import UdpSocket
 from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import within
+from ...wire.shadowsocks_packet import PacketCipher
 from . import codec
 
 
@@ -30,7 +31,7 @@ class ClientSession:
         flow: Flow,
         device: Packets,
         upstream: Datagrams,
-        cipher: codec.PacketCipher | None,
+        cipher: PacketCipher | None,
         period: float,
         address: bytes,
     ) -> None:

@@ -22,6 +22,7 @@ from ...dataplane.udp_trains import Trains, split
 from ...pipeline.devices import as_client, first_ended, within
 from ...pipeline.handler import HandlerContext
 from ...pipeline.router import ServiceRouter
+from ...wire.shadowsocks_packet import PacketCipher
 from . import codec
 from .client import ClientSession
 from .switch import Switch
@@ -97,7 +98,7 @@ class _Server:
         flow: Flow,
         device: Packets,
         carrier: UdpSocket,
-        cipher: codec.PacketCipher | None,
+        cipher: PacketCipher | None,
         context: HandlerContext,
     ) -> None:
         self._flow = flow

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gostnet.core.errors import ConfigError, ProtocolError
-from gostnet.protocols.tap.codec import PacketCipher, cipher_of, is_group, is_loop_test, loop_test
+from gostnet.protocols.tap.codec import cipher_of, is_group, is_loop_test, loop_test
+from gostnet.wire.shadowsocks_packet import PacketCipher
 
 from ..vectors import VECTORS
 
