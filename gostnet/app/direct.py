@@ -122,7 +122,7 @@ class DirectWays:
         return steps
 
     def before(self, kernel: Kernel) -> Kernel:
-        """Return what holds resources as `apply` does."""
+        """Return what holds resources as `apply` does while the daemon runs: it yields."""
         return _Before(self, kernel)
 
     def added_to(self, wanted: Wanted) -> dict[str, Sequence[Resource]]:
@@ -250,7 +250,7 @@ class _Before:
         return self._kernel.left_out
 
     def apply(self, wanted: Wanted) -> list[Step]:
-        return self._ways.apply(self._kernel, wanted)
+        return self._ways.apply(self._kernel, wanted, yields=True)
 
 
 def obstacle(service: Service) -> str:

@@ -506,14 +506,14 @@ CAPABILITIES: Final[tuple[Capability, ...]] = (
     Capability(
         "bpf",
         "the engines tcx of tungo and kernel of tun",
-        "tungo uses clsact or nat, tun the pump",
+        "engine tcx gives way to clsact or nat (tungo), kernel to pump (tun)",
         "run as root, or with CAP_BPF and CAP_NET_ADMIN; a kernel with BPF_SYSCALL",
         _bpf,
     ),
     Capability(
         "tcx",
         "the engines tcx of tungo and kernel of tun",
-        "tungo uses clsact or nat, tun the pump",
+        "engine tcx gives way to clsact or nat (tungo), kernel to pump (tun)",
         "Linux 6.6 with NET_XGRESS, and bpf",
         _bounce("tcx"),
         True,
@@ -521,7 +521,7 @@ CAPABILITIES: Final[tuple[Capability, ...]] = (
     Capability(
         "clsact",
         "the engine clsact of tungo",
-        "tungo uses nat: packets pass through the daemon",
+        "engine clsact gives way to nat: packets pass through the daemon",
         _MODULE.format("NET_CLS_ACT, NET_CLS_U32, NET_ACT_MIRRED", "act_mirred"),
         _bounce("clsact"),
         True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from gostnet.app import direct_names
+from gostnet.app import direct, direct_names
 from gostnet.app.daemon import assemble
-from gostnet.app.direct import DirectWays, notes
+from gostnet.app.direct import DirectKeeper, DirectWays, notes
 from gostnet.app.direct_names import LEAST, MOST, SLACK, DirectNames, Target
 from gostnet.app.direct_names import direct_names as names_of
 from gostnet.app.kernel import Wanted, wanted_by
@@ -23,7 +24,7 @@ from gostnet.core.address import Endpoint
 from gostnet.core.errors import ConfigError, KernelError
 from gostnet.core.log import DEBUG, Logger, Sink
 from gostnet.core.resources import NAMED_TIMEOUT, Capture, names_set
-from gostnet.core.tasks import run
+from gostnet.core.tasks import Scope, run
 from gostnet.kernel.nft import Additions
 from gostnet.pipeline.chain import Chain
 from gostnet.pipeline.hop import Hop
@@ -419,6 +420,50 @@ def test_who_demands_the_kernel_is_refused_at_the_start_and_left_to_the_daemon_l
     assert kernel.held == []
     found.apply(kernel, wanted_by(found.services.values()), yields=True)
     assert [item.around for item in kernel.held] == [None]
+
+
+def test_while_it_runs_a_list_that_changes_is_no_reason_to_go_on_around_what_it_has_lost(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "SETTLE", 0.0)
+    found = ways(tmp_path, settings(listener={"direct": "kernel"}))
+    kernel, sink = Picky(), Lines()
+    kernel.refusal = None
+    found.log = Logger(sink, DEBUG)
+    (listed,) = found.lists()
+
+    async def main() -> None:
+        applied = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        real = found.apply
+
+        def apply(*arguments: Any, **named: Any) -> list[Any]:
+            try:
+                return real(*arguments, **named)
+            finally:
+                loop.call_soon_threadsafe(applied.set)
+
+        monkeypatch.setattr(DirectWays, "apply", lambda self, *arguments, **named: apply(*arguments, **named))
+        found.apply(kernel, wanted_by(found.services.values()))
+        scope = Scope("test")
+        scope.start(DirectKeeper(kernel, found.log).run(found, lambda: wanted_by(found.services.values())))
+        for refusal in (
+            None,
+            KernelError("nft add set", errno.EMSGSIZE),
+            KernelError("nft add set", errno.EMSGSIZE),
+            None,
+        ):
+            applied.clear()
+            kernel.refusal = refusal
+            listed.replace(bypass("192.0.2.0/24", "*.test").patterns)
+            await applied.wait()
+            while (kernel.held[0].around is None) is (refusal is None):
+                applied.clear()
+                await applied.wait()
+        await scope.cancel()
+
+    run(main())
+    assert sink.of("warn") == ["engine kernel gives way to user: direct traffic: nft add set: Message too long"]
 
 
 def test_a_kernel_that_takes_nothing_at_all_is_an_error_as_before(tmp_path: Any) -> None:
