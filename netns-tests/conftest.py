@@ -196,14 +196,30 @@ def launch(gost_bin: str) -> Iterator[Callable[..., Process]]:
         process = Process([gost_bin, *words], place, name="gost") if which == "gost" else gostnet(*words, place=place)
         running.append(process)
         process.start()
-        process.wait_for("listening on" if which == "gost" else '"msg":"ready"')
+        if which == "gost":
+            process.wait_for(_seen("listening on", sum(word == "-L" for word in words)))
+        else:
+            process.wait_ready()
         return process
 
     yield start
+    # Clients first: a server that is told to stop waits for those who are still connected.
     for process in reversed(running):
         process.stop()
     for process in running:
         print(f"--- {process.name} {process.arguments[1:]}\n{process.output}{process.errors}")
+
+
+def _seen(text: str, times: int) -> Callable[[str], bool]:
+    """Return what is true of the line in which a text is seen for the last of so many times."""
+    left = times
+
+    def last(line: str) -> bool:
+        nonlocal left
+        left -= text in line
+        return left <= 0
+
+    return last
 
 
 def _descriptors() -> dict[int, str]:

@@ -7,14 +7,14 @@ local ports to the servers of a third namespace, through the server.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from gostnet.core.address import Endpoint
 from gostnet.testing.clients import echo, echo_datagram
 from gostnet.testing.namespaces import Network
-from gostnet.testing.processes import Process, gostnet
+from gostnet.testing.processes import Process
 from gostnet.testing.servers import Servers
 
 pytestmark = [pytest.mark.netns, pytest.mark.interop]
@@ -40,32 +40,6 @@ CASES = [
     for protocol in PROTOCOLS
     for transport in ("tcp", "tls")
 ]
-
-
-@pytest.fixture
-def launch(gost_bin: str) -> Iterator[Callable[..., Process]]:
-    """Start gost or gostnet and wait until it listens."""
-    running: list[Process] = []
-
-    def start(which: str, place: str, *words: str) -> Process:
-        if which == "gost":
-            process = Process([gost_bin, *words], place, name="gost")
-        else:
-            process = gostnet(*words, place=place)
-        running.append(process)
-        process.start()
-        if which == "gost":
-            for _ in [word for word in words if word == "-L"]:
-                process.wait_for("listening on")
-        else:
-            process.wait_ready()
-        return process
-
-    yield start
-    for process in running:
-        process.stop()
-    for process in running:
-        print(f"--- {process.name} {process.arguments[1:]}\n{process.output}{process.errors}")
 
 
 def urls(protocol: str, transport: str, gateway: str) -> tuple[str, str]:
