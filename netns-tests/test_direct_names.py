@@ -39,6 +39,15 @@ sys.exit(main(sys.argv[1:]))
 """
 """gostnet, whose answers hold for a moment only."""
 
+SMALL = """
+import sys
+import gostnet.kernel.capture as capture
+capture.NAMED_SIZE = 1
+from gostnet.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""gostnet, whose sets take one address."""
+
 
 @pytest.fixture
 def lan(build: Callable[[Topology], Network]) -> Network:
@@ -202,6 +211,26 @@ def test_after_its_time_an_address_is_captured_again(lan: Network, servers: Serv
         await_true(lambda: not goes_directly(lan, lan["client"], target), "it is still in the set")
         assert ask(lan, "client", DIRECT) == (target.host,)
         assert goes_directly(lan, lan["client"], target)
+
+
+def test_a_kernel_that_refuses_an_address_is_asked_no_more_and_the_daemon_has_the_traffic(
+    lan: Network, servers: Servers, tmp_path: Path, peer: Any
+) -> None:
+    peer("nft")
+    path = tmp_path / "gostnet.yaml"
+    path.write_text(yaml.safe_dump(configuration(servers, "tproxy", "lan0", {"matchers": [*NAMES, PROXIED]})))
+    first, second = (Endpoint(address, HTTP) for address in ADDRESSES[4])
+    with Process([sys.executable, "-c", SMALL, "-C", str(path)], lan["gateway"], name="gostnet") as process:
+        process.wait_ready()
+        assert ask(lan, "client", DIRECT) == (first.host,)
+        assert goes_directly(lan, lan["client"], first)
+        for kind in ("A", "AAAA", "A"):
+            assert ask(lan, "client", PROXIED, kind), "the client gets its answer all the same"
+        assert not goes_directly(lan, lan["client"], second)
+        assert goes_directly(lan, lan["client"], first), "what is there stays for its time"
+        said = [record["msg"] for record in process.records if record["level"] == "warn"]
+        assert len(said) == 1
+        assert str(said[0]).startswith("engine kernel gives way to user: direct.names: nft add element inet")
 
 
 def test_a_name_that_leaves_the_list_takes_its_addresses_along(

@@ -36,6 +36,11 @@ def needs(*words: str) -> doctor.Needs:
         (["-L", "red://:12345?capture=lan0"], {"nft-owner", "nft-redirect"}, {"nft-tproxy", "policy-routing", "tcx"}),
         (["-L", "red://:12345?capture=lan0&tproxy=true"], {"nft-tproxy", "nft-socket"}, {"nft-redirect"}),
         (["-L", "redu://:12345?capture=local"], {"raw-sockets", "nft-tproxy", "policy-routing"}, {"nft-socket"}),
+        (
+            ["-L", "red://:1?capture=local&direct.names=true", "-L", "dns://:53", "-F", "http://h:1?bypass=a.test"],
+            {"nft-timeouts", "nft-redirect"},
+            {"nft-masquerade"},
+        ),
         (["-L", "tun://:8421?net=192.168.123.1/24"], {"tun"}, {"tap", "nft-owner", "nft-masquerade"}),
         (["-L", "tun://:8421?net=192.168.123.1/24&masquerade=true"], {"nft-masquerade", "nft-clamp"}, {"nft-tproxy"}),
         (["-L", "http://[::1]:8080"], {"ipv6"}, {"net-admin"}),
