@@ -11,7 +11,7 @@ import mmap
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from errno import EAGAIN, EINTR, ENOSYS
 from functools import lru_cache
 from typing import Any
@@ -31,10 +31,12 @@ LARGEST_TRAIN = 65000
 """Bytes: a datagram less the headers of IPv6 with some extension headers."""
 
 IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_PKTINFO = 8, 49, 50
+IP_ORIGDSTADDR, IPV6_ORIGDSTADDR = 20, 74
+"""Both as an option to be told, and as the kind of what is told then."""
 
 _SLOT = 65536
 _NAME = 32
-_CONTROL = 64
+_CONTROL = 128
 _CACHED = 16384
 """Addresses kept in both forms: bounded, because anybody can make up some."""
 
@@ -187,13 +189,30 @@ def pin(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_IP, IP_PKTINFO, 1)
 
 
-@lru_cache(maxsize=_CACHED)
-def asked_address(control: bytes) -> str:
-    """Return the address that control data with a pktinfo names, "" for none that answers can leave from."""
+def _messages(control: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield level, type and data of what control data holds (cmsg(3))."""
     at, step = 0, struct.calcsize("N")
     while at + step + 8 <= len(control):
         size, level, kind = struct.unpack_from("@Nii", control, at)
-        data = control[at + step + 8 : at + size]
+        yield level, kind, control[at + step + 8 : at + size]
+        at += max(size + step - 1 & -step, step + 8)
+
+
+@lru_cache(maxsize=_CACHED)
+def original_destination(control: bytes) -> Endpoint | None:
+    """Return the destination that control data of a captured datagram names, None for none (ip(7), ipv6(7))."""
+    for level, kind, data in _messages(control):
+        if level == socket.SOL_IP and kind == IP_ORIGDSTADDR and len(data) >= 16:
+            return endpoint_of(data[:16])
+        if level == socket.IPPROTO_IPV6 and kind == IPV6_ORIGDSTADDR and len(data) >= 28:
+            return endpoint_of(data[:24] + bytes(4))
+    return None
+
+
+@lru_cache(maxsize=_CACHED)
+def asked_address(control: bytes) -> str:
+    """Return the address that control data with a pktinfo names, "" for none that answers can leave from."""
+    for level, kind, data in _messages(control):
         if level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO and len(data) >= 20:
             (interface,) = struct.unpack_from("=I", data, 16)
             local = data[0] == 0xFE and data[1] & 0xC0 == 0x80
@@ -202,7 +221,6 @@ def asked_address(control: bytes) -> str:
             return "" if data[0] == 0xFF or ("." in host and data[12] >= 224) else host
         if level == socket.SOL_IP and kind == IP_PKTINFO and len(data) >= 12:
             return socket.inet_ntoa(data[4:8])
-        at += max(size + step - 1 & -step, step + 8)
     return ""
 
 

@@ -10,12 +10,12 @@ import errno
 import itertools
 import os
 import socket
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
+from ..core import batches
 from ..core.address import Endpoint, IPAddress
 from ..core.datagrams import Datagram, Datagrams, pieces
 from ..core.errors import ConnError, DialError, KernelError
@@ -26,18 +26,14 @@ from ..core.options import Bytes, Seconds, group, opt
 from ..core.registry import register
 from ..core.resources import MARK_OWN, Resource
 from ..core.sockets import ListenOptions, Readiness, is_own_address, make_socket
+from ..core.stream import Buffer
 from ..core.udp_socket import enlarge_buffers, listen_udp
 from ..dataplane.native.joints import CAPTURED, joints
 from ..dataplane.sessions import Inlet, Session, Sessions, in_turns, offer
 from ..pipeline.transport import Listener, ListenerContext, Source
 from ..wire import icmp
-from ..wire.ip import UDP, ipv4_packets, ipv6_packets, udp_payload
+from ..wire.ip import UDP, UdpWay, ipv4_packets, ipv6_packets, udp_payload
 from .capture import CaptureOptions, CaptureRequest
-
-IP_RECVORIGDSTADDR = 20
-IPV6_RECVORIGDSTADDR = 74
-BATCH = 64
-"""Datagrams taken from the kernel in a row."""
 
 MIN_MTU = 1280
 """Bytes: fragments of this size pass any IPv6 link and, in practice, any IPv4 one."""
@@ -97,6 +93,19 @@ class RawSender:
             return
         payload = udp_payload(here.packed, there.packed, source.port, destination.port, data)
         self.send_packet(here, there, payload, UDP)
+
+    def send_by(self, way: UdpWay, destination: str, data: Buffer) -> bool:
+        """Send one datagram as a packet whose headers are prepared; False if it takes fragments, or more effort."""
+        sock = self._v6 if ":" in destination else self._v4
+        if sock is None or len(data) > way.largest:
+            return False
+        try:
+            sock.sendto(way.packet(data), (destination, 0))
+        except (BlockingIOError, InterruptedError):
+            self.dropped += 1
+        except OSError:
+            return False
+        return True
 
     def refuse(self, client: Endpoint, target: Endpoint, size: int) -> None:
         """Answer a datagram of `size` bytes as a host does that has nobody at this port."""
@@ -183,6 +192,7 @@ class ReduSource(Source[Session[Pair]]):
         self._request = request
         self._context = context
         self._readiness: Readiness | None = None
+        self._name = 0
         self._sender: RawSender | None = None
         self._sessions: _Captured | None = None
         self._inlet: Inlet[tuple[Flow, Session[Pair]]] | None = None
@@ -205,9 +215,9 @@ class ReduSource(Source[Session[Pair]]):
         listen = ListenOptions(netns=self._context.netns, transparent=True, reuse_port=self._options.reuseport)
         sock = listen_udp(self._wanted, listen)
         try:
-            sock.setsockopt(socket.SOL_IP, IP_RECVORIGDSTADDR, 1)
+            sock.setsockopt(socket.SOL_IP, batches.IP_ORIGDSTADDR, 1)
             if sock.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, batches.IPV6_ORIGDSTADDR, 1)
             self._sender = RawSender(self._context.netns)
         except OSError as exc:
             sock.close()
@@ -216,6 +226,7 @@ class ReduSource(Source[Session[Pair]]):
             sock.close()
             raise
         self._readiness = Readiness(sock)
+        self._name = 28 if sock.family == socket.AF_INET6 else 16
         self.address = Endpoint.from_sockaddr(sock.getsockname())
         sessions = self._sessions = _Captured(
             self._options.ttl if self._options.ttl > 0 else 30.0, self.sender, self._context.log
@@ -235,7 +246,7 @@ class ReduSource(Source[Session[Pair]]):
         if sessions is None:
             raise ConnError("closed by this side")
         table = sessions.joints
-        if not in_turns(partial(self._take_some, readiness.sock) if table is None else table.up, self._fresh):
+        if not in_turns(self._take_some if table is None else table.up, self._fresh):
             if self._inlet is not None:
                 self._inlet.again()
             else:
@@ -243,11 +254,22 @@ class ReduSource(Source[Session[Pair]]):
         fresh, self._fresh = self._fresh, []
         return fresh
 
-    def _take_some(self, sock: socket.socket) -> bool:
-        """Deliver what has arrived; return whether there may be more."""
-        received = self._receive(sock)
-        self._arrived(received)
-        return len(received) == BATCH
+    def _take_some(self) -> bool:
+        """Deliver what has arrived, without what is no captured datagram; return whether there may be more."""
+        readiness = self.readiness
+        room = batches.arena(readiness.hub)
+        try:
+            count = room.receive(readiness.fd)
+        except OSError:
+            return True  # it was about one datagram, and has taken the place of what may be there
+        found = []
+        for index in range(count):
+            target = batches.original_destination(room.control(index))
+            if target is not None:
+                found.append((batches.endpoint_of(room.name(index, self._name)), target, room.payload(index), 0))
+        room.reset(count)
+        self._arrived(found)
+        return count == batches.BATCH
 
     def _arrived(self, arrived: Sequence[tuple[Endpoint, Endpoint, bytes, int]]) -> None:
         """Deliver a batch."""
@@ -280,32 +302,20 @@ class ReduSource(Source[Session[Pair]]):
         sender = self._sender
         assert sender is not None
 
+        here, there = target.ip, client.ip
+        way, where = None, str(there)
+        if here is not None and there is not None and here.version == there.version:
+            way = UdpWay(here, there, (target.port, client.port))
+
         def answer(batch: Sequence[Datagram]) -> None:
             for datagram in batch:
                 for data in pieces(datagram):
-                    sender.send(target, client, bytes(data))
+                    if way is None or not sender.send_by(way, where, data):
+                        sender.send(target, client, bytes(data))
 
         session = sessions.open((client, target), client, target, answer)
         session.asked = target
         return session
-
-    @staticmethod
-    def _receive(sock: socket.socket) -> list[tuple[Endpoint, Endpoint, bytes, int]]:
-        """Return (client, original destination, data, 0) of what has arrived; oddities are dropped one by one."""
-        found = []
-        for _ in range(BATCH):
-            try:
-                data, control, _, peer = sock.recvmsg(65535, 128)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as exc:
-                if sock.fileno() < 0:
-                    raise ConnError("closed by this side") from exc
-                continue
-            target = original_destination(control)
-            if target is not None:
-                found.append((Endpoint.from_sockaddr(peer), target, data, 0))
-        return found
 
     def resources(self) -> Sequence[Resource]:
         """Return the capture, if one is asked for."""
@@ -331,21 +341,6 @@ class ReduSource(Source[Session[Pair]]):
         if self._inlet is not None:
             self._inlet.close()
             self._inlet = None
-
-
-def original_destination(control: list[tuple[int, int, bytes]]) -> Endpoint | None:
-    """Return the destination in the control data of recvmsg, None if there is none (ip(7), ipv6(7)).
-
-    sockaddr_in: port at 2..4, address at 4..8; sockaddr_in6: port at 2..4, address at 8..24; ports big endian.
-    """
-    for level, kind, raw in control:
-        if level == socket.SOL_IP and kind == IP_RECVORIGDSTADDR and len(raw) >= 8:
-            port, packed = struct.unpack_from("!2xH4s", raw)
-            return Endpoint(socket.inet_ntop(socket.AF_INET, packed), port)
-        if level == socket.IPPROTO_IPV6 and kind == IPV6_RECVORIGDSTADDR and len(raw) >= 24:
-            port, packed = struct.unpack_from("!2xH4x16s", raw)
-            return Endpoint.from_sockaddr((socket.inet_ntop(socket.AF_INET6, packed), port))
-    return None
 
 
 class ReduListener:

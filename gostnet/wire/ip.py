@@ -5,11 +5,14 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
+from ..core.stream import Buffer
+
 UDP = 17
 HOP_LIMIT = 64
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _IPV6 = struct.Struct("!IHBB16s16s")
 _UDP = struct.Struct("!HHHH")
+_WORD, _WORDS = struct.Struct("!H"), struct.Struct("!HH")
 _FRAGMENT_V6 = struct.Struct("!BBHI")
 _FRAGMENT_HEADER = 44
 
@@ -40,6 +43,47 @@ def udp_payload(source: bytes, destination: bytes, source_port: int, destination
     # The pseudo header of IPv4 is shorter, but its sum is the same: zero words add nothing.
     total = checksum(header + data, int.from_bytes(pseudo, "big")) or 0xFFFF
     return _UDP.pack(source_port, destination_port, length, total) + data
+
+
+class UdpWay:
+    """From one endpoint to another: datagrams as whole packets, whose headers differ in lengths and sum only.
+
+    largest    bytes of data that a packet of 1500 bytes has room for
+    """
+
+    __slots__ = ("_add", "_head", "_ports", "_rest", "_sum", "largest")
+
+    def __init__(
+        self, source: IPv4Address | IPv6Address, destination: IPv4Address | IPv6Address, ports: tuple[int, int]
+    ) -> None:
+        """Prepare for addresses of one family; `ports` are those of source and destination.
+
+        Identification and header checksum of IPv4 are 0: the kernel fills them where packets come with their header.
+        """
+        addresses = source.packed + destination.packed
+        if len(addresses) == 8:
+            self._head = b"\x45\0"
+            self._rest = struct.pack("!HHBBH", 0, 0, HOP_LIMIT, UDP, 0) + addresses
+            self._add = 28
+        else:
+            self._head = b"\x60\0\0\0"
+            self._rest = struct.pack("!BB", UDP, HOP_LIMIT) + addresses
+            self._add = 8
+        self._ports = struct.pack("!HH", *ports)
+        self._sum = (int.from_bytes(addresses, "big") + sum(ports) + UDP) % 0xFFFF
+        self.largest = 1500 - 28 if len(addresses) == 8 else 1500 - 48
+
+    def packet(self, data: Buffer) -> bytes:
+        """Return the packet that carries `data`, unfragmented."""
+        size = len(data)
+        number = int.from_bytes(data, "big")
+        if size & 1:
+            number <<= 8
+        length = 8 + size
+        total = 0xFFFF - (number + self._sum + 2 * length) % 0xFFFF
+        return b"".join(
+            (self._head, _WORD.pack(self._add + size), self._rest, self._ports, _WORDS.pack(length, total), data)
+        )
 
 
 def udp_datagram(packet: bytes | memoryview) -> tuple[bytes, int, bytes, int, bytes] | None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gostnet.wire.ip import checksum, ipv4_packets, ipv6_packets, udp_datagram, udp_payload
+from gostnet.wire.ip import UDP, UdpWay, checksum, ipv4_packets, ipv6_packets, udp_datagram, udp_payload
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -39,6 +39,35 @@ def test_checksum_at_the_edges(data: bytes) -> None:
 ADDRESSES = pytest.mark.parametrize(
     ("source", "destination"), [("10.1.2.3", "192.0.2.255"), ("fd00::1", "2001:db8::ffff")], ids=["ipv4", "ipv6"]
 )
+
+
+@ADDRESSES
+@given(st.binary(max_size=1472), st.integers(0, 65535), st.integers(1, 65535))
+def test_prepared_headers_are_those_of_the_packet(
+    source: str, destination: str, data: bytes, here: int, there: int
+) -> None:
+    a, b = ip_address(source), ip_address(destination)
+    way = UdpWay(a, b, (here, there))
+    packet = way.packet(memoryview(data))
+    payload = udp_payload(a.packed, b.packed, here, there, data)
+    if isinstance(a, IPv4Address):
+        assert isinstance(b, IPv4Address)
+        (expected,) = ipv4_packets(a, b, payload, 65535, 0)
+        expected = expected[:10] + bytes(2) + expected[12:]  # its sum is left to the kernel
+    else:
+        assert isinstance(b, IPv6Address)
+        (expected,) = ipv6_packets(a, b, payload, 65535, 0)
+    assert packet == expected
+    assert len(way.packet(bytes(way.largest))) == 1500
+
+
+def test_a_sum_of_zero_is_written_as_its_other_form() -> None:
+    here, there = ip_address("10.1.2.3"), ip_address("10.1.2.4")
+    way = UdpWay(here, there, (1, 2))
+    total = reference(here.packed + there.packed + bytes([0, UDP, 0, 10, 0, 1, 0, 2, 0, 10]))
+    packet = way.packet(total.to_bytes(2, "big"))
+    assert packet[26:28] == b"\xff\xff"
+    assert packet[20:] == udp_payload(here.packed, there.packed, 1, 2, total.to_bytes(2, "big"))
 
 
 @ADDRESSES
