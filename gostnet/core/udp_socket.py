@@ -226,6 +226,8 @@ class UdpSocket(Datagrams):
                     continue
                 # Too long for the way; or a device without checksums, on kernels that then do not cut (before 6.11).
                 self.cuts = size - 1 if exc.errno in (EMSGSIZE, EINVAL) else 0
+                if not self.cuts:
+                    self.readiness.hub.give_way("trains of datagrams", "single ones", str(exc.strerror))
                 return None
             return True
         return True

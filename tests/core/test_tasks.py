@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from gostnet.core.errors import ConnError, DialError, without_frames
-from gostnet.core.tasks import run, together
+from gostnet.core.fiber import Fiber, Gate
+from gostnet.core.hub import current_hub
+from gostnet.core.tasks import Scope, first_of_fibers, run, together
 
 
 class Held:
@@ -72,3 +74,71 @@ def test_frames_are_let_go_of_with_those_of_the_causes() -> None:
     without_frames(error)
     assert gone() is None
     assert isinstance(error.__cause__, TimeoutError)
+
+
+@pytest.mark.parametrize("fails_at_once", [True, False])
+@pytest.mark.parametrize("in_fiber", [True, False])
+def test_the_first_fiber_to_end_ends_the_others_and_its_error_is_raised(fails_at_once: bool, in_fiber: bool) -> None:
+    async def scenario() -> None:
+        ended: list[str] = []
+        seen: list[BaseException] = []
+
+        async def waits(name: str) -> None:
+            try:
+                await Gate(current_hub()).wait()
+            finally:
+                ended.append(name)
+
+        async def breaks() -> None:
+            if not fails_at_once:
+                await asyncio.sleep(0)
+            ended.append("breaks")
+            raise ConnError("reset")
+
+        async def body() -> None:
+            try:
+                await first_of_fibers("test", [waits("a"), breaks(), waits("b")])
+            except ConnError as exc:
+                seen.append(exc)
+
+        if in_fiber:
+            scope = Scope("test")
+            scope.launch(body())
+            assert await scope.drain(5) == 0
+        else:
+            await body()
+        assert ended[0] == "breaks"
+        assert sorted(ended) == ["a", "b", "breaks"]
+        assert [str(exc) for exc in seen] == ["reset"]
+
+    run(scenario())
+
+
+def test_cancelling_who_waits_for_fibers_ends_all_of_them_first() -> None:
+    async def scenario() -> None:
+        ended: list[str] = []
+
+        async def waits(name: str) -> None:
+            try:
+                await Gate(current_hub()).wait()
+            finally:
+                ended.append(name)
+
+        async def body() -> None:
+            try:
+                await first_of_fibers("test", [waits("a"), waits("b")])
+            finally:
+                ended.append("body")
+
+        fiber = Fiber(body(), "test")
+        fiber.start()
+        fiber.cancel()
+        gone = asyncio.get_running_loop().create_future()
+        fiber.add_done_callback(lambda _: gone.set_result(None))
+        async with asyncio.timeout(5):
+            await gone
+        assert ended[-1] == "body"
+        assert sorted(ended) == ["a", "b", "body"]
+        assert fiber.cancelled
+
+    run(scenario())
