@@ -11,13 +11,28 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from vpn import OUTSIDE, PATIENCE, PORT, TUN, exchange, ping
 
 from gostnet.kernel import netns
-from gostnet.kernel.bpf import Direction, attached, attachment_problem, objects
+from gostnet.kernel.bpf import (
+    Assembly,
+    At,
+    Direction,
+    Field,
+    Helper,
+    Register,
+    Size,
+    Test,
+    Verdict,
+    attached,
+    attachment_problem,
+    load,
+    objects,
+)
 from gostnet.testing.clients import connect, echo
 from gostnet.testing.namespaces import Network, Topology, row, write_sysctl
 from gostnet.testing.processes import Process, gostnet, run_program
@@ -276,6 +291,54 @@ def test_a_client_may_come_back_by_the_other_ip_version(two: Network, daemon: Da
         wait_for_engine(two["server"], "tun-server", TUN.nets["client"][0])
         exchange(two["server"], two["client"], TUN.nets["client"])
         client.kill()
+
+
+def test_clients_by_both_ip_versions_reach_each_other(star: Network, daemon: Daemon) -> None:
+    daemon(star["server"], "-L", TUN.server(passphrase="x"))
+    daemon(star["client"], "-L", TUN.client(star.address("server", 4, "lan0"), passphrase="x"))
+    daemon(star["other"], "-L", TUN.client(star.address("server", 6, "wan0"), "other", passphrase="x"))
+    for role in ("client", "other"):
+        wait_for_engine(star[role], f"tun-{role}", TUN.nets["server"][0])
+        wait_for_engine(star["server"], "tun-server", TUN.nets[role][0])
+    exchange(star["client"], star["other"], TUN.nets["other"])
+    exchange(star["other"], star["client"], TUN.nets["client"])
+
+
+def dropping_what_has_no_checksum(outside: int) -> Assembly:
+    """Return a program that drops such datagrams of UDP, as some networks do."""
+    header, ethernet = {4: (20, 0x0800), 6: (40, 0x86DD)}[outside]
+    code = Assembly()
+    code.move(Register.R6, Register.R1)
+    code.load(Register.R1, Register.R6, Field.PROTOCOL)
+    code.jump_if(Register.R1, Test.NOT_EQUAL, socket.htons(ethernet), "pass")
+    for at, size, width, wanted in ((9 if outside == 4 else 6, 1, Size.BYTE, 17), (header + 6, 2, Size.HALF, 0)):
+        code.call(Helper.SKB_LOAD_BYTES, Register.R6, 14 + at, At(Register.R10, -8), size)
+        code.jump_if(Register.R0, Test.NOT_EQUAL, 0, "pass")
+        code.load(Register.R1, Register.R10, -8, width)
+        code.jump_if(Register.R1, Test.NOT_EQUAL, wanted, "pass")
+    code.leave(Verdict.DROP)
+    code.label("pass")
+    code.leave(Verdict.NEXT)
+    return code
+
+
+@OUTSIDE
+@pytest.mark.parametrize("side", ["lan0", "wan0"])
+def test_a_network_that_drops_datagrams_without_a_checksum_leaves_the_pump(
+    three: Network, daemon: Daemon, outside: int, side: str
+) -> None:
+    """On the way of the client's offers, and on that of the server's."""
+    with ExitStack() as stack:
+        with netns.inside(three["gateway"]), load(dropping_what_has_no_checksum(outside), "drops") as program:
+            stack.enter_context(program.attach(side, Direction.INGRESS))
+        daemon(three["server"], "-L", TUN.server())
+        daemon(three["client"], "-L", TUN.client(three.address("server", outside)))
+        for _ in range(2):
+            exchange(three["client"], three["server"], TUN.nets["server"])
+            exchange(three["server"], three["client"], TUN.nets["client"])
+        # Towards whom no offer of the other one has come through nothing goes by the kernel.
+        blind = ("server", "client") if side == "lan0" else ("client", "server")
+        assert hands_over(three[blind[0]], f"tun-{blind[0]}", [TUN.nets[blind[1]][0]]) > 0
 
 
 # ---- what fails while it runs -------------------------------------------------------------------

@@ -21,12 +21,14 @@ import fcntl
 import socket
 import struct
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from gostnet.core.address import Endpoint, IPAddress, parse_ip
 from gostnet.core.errors import GostnetError, KernelError
 from gostnet.core.packets import Way
+from gostnet.wire.ip import ipv4_packets, ipv6_packets
 
 from . import netns
 from .bpf import Direction, Link, Map, attachment_problem, load
@@ -44,6 +46,7 @@ from .tun_programs import (
     prefix,
     receiving,
     sending,
+    unmapped,
 )
 
 MOST_PEERS = 4096
@@ -52,6 +55,7 @@ MOST_PEERS = 4096
 MOST_ROUTES = 65536
 
 _ARPHRD_ETHER = 1
+_SO_MARK = 36
 _SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCETHTOOL = 0x8921, 0x8927, 0x8946
 _GET_DRIVER = struct.Struct("=I32s160x")
 _ETHTOOL_GDRVINFO = 3
@@ -103,6 +107,8 @@ class TunEngine:
         self._place = place
         self._single = single
         self._mark = mark
+        self._port = port
+        self._raw: dict[int, socket.socket] = {}
         self._ways = [(way.network, way.gateway) for way in ways if way.gateway is not None]
         self._peers: dict[Endpoint, _Peer] = {}
         self._moved = [0, 0]
@@ -127,6 +133,7 @@ class TunEngine:
                 self._receiver = load(code, "gn_tun_receive")
                 self._lookup = RouteLookup(place)
                 self._open.append(self._lookup)
+                self._open_raw()
                 for index, _ in socket.if_nameindex():
                     self._listen(index)
         except OSError as exc:
@@ -153,6 +160,34 @@ class TunEngine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    # ---- datagrams ---------------------------------------------------------------------------------
+    def _open_raw(self) -> None:
+        """Open the sockets of `say`, that of IPv6 where the host has it."""
+        for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+            try:
+                sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
+            except OSError as exc:
+                if exc.errno == errno.EAFNOSUPPORT:
+                    continue
+                raise KernelError("raw socket", exc.errno or 0, hint="the kernel engine needs CAP_NET_RAW") from exc
+            self._open.append(sock)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+            self._raw[version] = sock
+
+    def say(self, peer: Endpoint, data: bytes) -> None:
+        """Send a datagram to a peer that is served, without a checksum as its packets have none. It may get lost."""
+        theirs, port, device, ours = ENDS.unpack(self._peers[peer].ends)
+        here, there = unmapped(ours), unmapped(theirs)
+        payload = struct.pack("!H2sHH", self._port, port, 8 + len(data), 0) + data
+        with suppress(OSError):
+            if isinstance(here, IPv4Address) and isinstance(there, IPv4Address):
+                (packet,) = ipv4_packets(here, there, payload, 65535, 0)
+                self._raw[4].sendto(packet, (str(there), 0))
+            elif isinstance(here, IPv6Address) and isinstance(there, IPv6Address):
+                (packet,) = ipv6_packets(here, there, payload, 65535, 0)
+                self._raw[6].sendto(packet, (str(there), 0, 0, device))
 
     # ---- devices -----------------------------------------------------------------------------------
     def _listen(self, index: int) -> bool:
@@ -182,7 +217,14 @@ class TunEngine:
 
     def problem(self) -> str:
         """Tell why the engine does nothing any more, "" if it does."""
-        return "" if self._sender.attached else "its program has been taken off the device"
+        if self._sender.attached:
+            return ""
+        try:
+            with netns.inside(self._place):
+                socket.if_indextoname(self._device)
+        except (OSError, GostnetError):
+            return ""  # the device has gone, and takes the rest along
+        return "its program has been taken off the device"
 
     def _is_inside(self, index: int) -> bool:
         """Tell whether a device reaches others on this host only. In the right namespace."""

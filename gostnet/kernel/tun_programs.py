@@ -15,7 +15,7 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from gostnet.core.address import IPAddress
 
@@ -115,6 +115,12 @@ def mapped(address: IPAddress) -> bytes:
     return bytes(10) + b"\xff\xff" + address.packed if isinstance(address, IPv4Address) else address.packed
 
 
+def unmapped(address: bytes) -> IPAddress:
+    """Return the address in 16 bytes."""
+    whole = IPv6Address(address)
+    return whole.ipv4_mapped or whole
+
+
 def prefix(address: IPAddress, length: int) -> bytes:
     """Return the key of a prefix in `routes`."""
     return struct.pack("=I", length + 128 - address.max_prefixlen) + mapped(address)
@@ -195,10 +201,7 @@ def sending(routes: Map, counts: Map, port: int, mark: int) -> Assembly:
     _size_on_the_way(code)
     code.load(R1, R7, _ROOM)
     code.jump_if(R2, Test.GREATER, R1, "pass")
-    # 3. count
-    _look_up(code, counts, R7, 0, "pass")
-    code.add_atomically(R0, _SENT, R8)
-    # 4. headers
+    # 3. headers
     code.load(R1, R7, _FLAGS)
     code.jump_if(R1, Test.SET, OVER_IPV6, "over 6")
     for outside in OUTSIDE.values():
@@ -207,16 +210,20 @@ def sending(routes: Map, counts: Map, port: int, mark: int) -> Assembly:
         code.store_bytes(R10, _HEAD + outside.header, port.to_bytes(2, "big"))
         code.load(R1, R7, _THEIR_PORT, Size.HALF)
         code.store(R10, _HEAD + outside.header + 2, R1, Size.HALF)
-        code.add(R8, _UDP)
-        code.swap(R8, 16)
-        code.store(R10, _HEAD + outside.header + 4, R8, Size.HALF)
+        code.move(R1, R8)
+        code.add(R1, _UDP)
+        code.swap(R1, 16)
+        code.store(R10, _HEAD + outside.header + 4, R1, Size.HALF)
         code.store(R10, _HEAD + outside.header + 6, 0, Size.HALF)
         code.load(R9, R7, _DEVICE)
         _put_in_front(code, outside)
         if outside.version == 4:
             code.jump("out")
-    # 5. out; the neighbour's address is written over an Ethernet header, which has to be there
+    # 4. count
     code.label("out")
+    _look_up(code, counts, R7, 0, "drop")
+    code.add_atomically(R0, _SENT, R8)
+    # 5. out; the neighbour's address is written over an Ethernet header, which has to be there
     code.call(Helper.SKB_CHANGE_HEAD, R6, _ETHERNET, 0)
     code.jump_if(R0, Test.NOT_EQUAL, 0, "drop")
     code.move32(R1, mark)  # the context takes no constants
@@ -290,7 +297,11 @@ def _write_ipv6(code: Assembly) -> None:
 
 
 def _put_in_front(code: Assembly, outside: Outside) -> None:
-    """Put headers from the stack in front; what fails behind the first step has left the packet changed."""
+    """Put headers from the stack in front; what fails behind the first step has left the packet changed.
+
+    That step fails where the packet has come in headers between namespaces, which leaves a mark on it: no more are put
+    around it, so that what goes from peer to peer there is the pump's.
+    """
     flags = _FIXED_GSO | outside.room | _ENCAP_UDP
     code.call(Helper.SKB_ADJUST_ROOM, R6, outside.size, _ROOM_MAC, flags)
     code.jump_if(R0, Test.NOT_EQUAL, 0, "pass")

@@ -9,8 +9,9 @@ Addresses are those of IPv6, IPv4 ones mapped (::ffff:a.b.c.d). A registration n
 tunnel and is its keep-alive as well; the answer, of exactly 20 bytes, tells from which address it came.
 
 The offer is gostnet's own: what comes now may have been put together by a kernel (kernel.tun_engine). A client sends it
-behind a registration, a server in return. It goes as such packets do, without a checksum of UDP, so that it arrives
-where they would. Nobody else sees a difference: GOST's server drops datagrams of 20 bytes, and its client is sent none.
+behind a registration, the server in return, the client once more to confirm: then each knows that its own arrive. They
+go as such packets do, without a checksum of UDP, so that they arrive where those would. Nobody else sees a difference:
+GOST's server drops datagrams of 20 bytes, and its client is sent none.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from ...core.address import Endpoint, IPAddress
 from ...core.datagrams import Datagrams
@@ -23,8 +23,8 @@ T = TypeVar("T")
 Choice = Literal["auto", "kernel", "pump"]
 
 _SO_NETNS_COOKIE = 71
-_SO_MARK, _SO_NO_CHECK = 36, 11
-_UDP_NO_CHECK6_TX, _UDP_NO_CHECK6_RX = 101, 102
+_SO_MARK = 36
+_UDP_NO_CHECK6_RX = 102
 
 _REFRESHED = 16
 """Peers per second: each takes some 50 us."""
@@ -49,31 +49,43 @@ class KernelPath:
         self._always = always
         self._flow = flow
         self._name = name
-        self._sock = carrier.sock
         self._log = log
         self._takers: dict[Endpoint, bool] = {}
         self._left_out: dict[Endpoint, str] = {}
         self._unrefreshed: list[Endpoint] = []
+        self._returned: set[Endpoint] = set()
         self._server: Endpoint | None = None
+        self._confirmed = False
         # A socket that is bound to an address sends from that one, whatever the routes say.
-        host = Endpoint.from_sockaddr(self._sock.getsockname()).host
+        host = Endpoint.from_sockaddr(carrier.sock.getsockname()).host
         self._source = "" if host in ("", "0.0.0.0", "::") else host
-        _set_option(self._sock, socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)  # or an offer would not arrive
+        with suppress(OSError):  # a socket of IPv4, which takes them
+            carrier.sock.setsockopt(socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)  # or offers would not arrive
 
     # ---- peers of a server ---------------------------------------------------------------------
     def registered(self, addresses: Sequence[IPAddress], peer: Endpoint) -> None:
         """Note a registration."""
         self._grow_stale(peer)
+        self._returned.discard(peer)
         self._learn(addresses, peer)
         if self._engine is not None and len(self._takers) > 2 * len(self._engine.peers):
             self._takers = {taker: fresh for taker, fresh in self._takers.items() if taker in self._engine.peers}
+        if self._engine is not None and len(self._returned) > 2 * len(self._engine.peers):
+            self._returned.intersection_update(self._engine.peers)
 
     def offered(self, peer: Endpoint) -> None:
-        """Note a peer's offer, and return it; one that has not registered has none to make."""
-        if self._engine is not None and peer in self._engine.peers:
+        """Note a peer's offer; one that has not registered has none to make.
+
+        The first one after a registration is returned. The second one tells that this has arrived.
+        """
+        if self._engine is None or peer not in self._engine.peers:
+            return
+        if peer in self._returned:
             self._takers[peer] = True
-            if self._learn((), peer):
-                self.offer(peer)
+            self._learn((), peer)
+        else:
+            self._returned.add(peer)
+            self._offer_to(peer)
 
     def refresh(self) -> None:
         """Look whether the ways to some of the peers have changed: those without keep-alive do not register again."""
@@ -98,12 +110,15 @@ class KernelPath:
         return self._learn((), server)
 
     def answered(self, answer: bytes) -> bool:
-        """Note an answer to a registration; return whether there is a change that `talk_to` has to lead to."""
+        """Note an answer to a registration, and confirm an offer; return whether `talk_to` has to lead to a change."""
         if self._server is None:
             return False
         before = self._server in self._takers
         if answer == codec.OFFER:
             self._takers[self._server] = True
+            if not self._confirmed:
+                self._confirmed = True
+                self._offer_to(self._server)
         else:
             self._grow_stale(self._server)
         return before != (self._server in self._takers)
@@ -115,21 +130,15 @@ class KernelPath:
         if fresh:
             self._takers[peer] = False
 
-    def offer(self, peer: Endpoint | None = None) -> None:
-        """Tell a peer, by default the one that the socket is connected to, that it may send packets this way."""
-        if self._engine is None:
-            return
-        sock = self._sock
-        options = ((socket.SOL_SOCKET, _SO_NO_CHECK), (socket.IPPROTO_UDP, _UDP_NO_CHECK6_TX))
-        for level, option in options:
-            _set_option(sock, level, option, 1)
-        try:
-            sock.sendto(codec.OFFER, _sockaddr(sock, peer)) if peer is not None else sock.send(codec.OFFER)
-        except OSError:
-            pass  # as if it had got lost: the next registration brings another one
-        finally:
-            for level, option in options:
-                _set_option(sock, level, option, 0)
+    def offer(self) -> None:
+        """Tell the server that packets may come this way."""
+        self._confirmed = False
+        if self._server is not None:
+            self._offer_to(self._server)
+
+    def _offer_to(self, peer: Endpoint) -> None:
+        if self._engine is not None and peer in self._engine.peers:
+            self._attempt(lambda engine: engine.say(peer, codec.OFFER))
 
     # ---- the engine ----------------------------------------------------------------------------
     def _learn(self, addresses: Sequence[IPAddress], peer: Endpoint) -> bool:
@@ -199,19 +208,6 @@ class KernelPath:
             self._add(engine.moved())
         finally:
             engine.close()
-
-
-def _set_option(sock: socket.socket, level: int, option: int, value: int) -> None:
-    with suppress(OSError):  # it is closed, or of another family
-        sock.setsockopt(level, option, value)
-
-
-def _sockaddr(sock: socket.socket, peer: Endpoint) -> tuple[Any, ...]:
-    """Return an address as a socket takes it that was heard from there."""
-    host, _, zone = peer.host.partition("%")
-    if sock.family == socket.AF_INET:
-        return host, peer.port
-    return host if ":" in host else f"::ffff:{host}", peer.port, 0, int(zone or 0)
 
 
 def start(
