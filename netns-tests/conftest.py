@@ -21,7 +21,7 @@ import yaml
 from gostnet.core.errors import KernelError
 from gostnet.kernel import netns
 from gostnet.testing.namespaces import Network, Topology, own_name, row, sweep
-from gostnet.testing.processes import Process, gostnet
+from gostnet.testing.processes import Process, gostnet, stop_all
 from gostnet.testing.servers import Servers, serving_in_thread
 from gostnet.testing.state import await_same, snapshot
 
@@ -136,7 +136,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
     with ExitStack() as stack:
         stack.callback(lambda: [print(f"--- {p.name} {p.arguments[3:]}\n{p.errors}") for p in started])
-        stack.callback(lambda: [p.stop() for p in reversed(started)])
+        stack.callback(lambda: stop_all(started))
         yield start
 
 
@@ -203,9 +203,7 @@ def launch(gost_bin: str) -> Iterator[Callable[..., Process]]:
         return process
 
     yield start
-    # Clients first: a server that is told to stop waits for those who are still connected.
-    for process in reversed(running):
-        process.stop()
+    stop_all(running)
     for process in running:
         print(f"--- {process.name} {process.arguments[1:]}\n{process.output}{process.errors}")
 

@@ -260,6 +260,17 @@ def gostnet(*arguments: str, place: netns.Place = None, **options: Any) -> Proce
     return Process([sys.executable, "-m", "gostnet", *arguments], place, **options)
 
 
+def stop_all(processes: Sequence[Process]) -> None:
+    """Stop processes that have to do with each other: all are told to end before any of them is waited for.
+
+    Otherwise a server would wait for its clients (drain), which nobody has told.
+    """
+    for process in reversed(processes):
+        process.send(signal.SIGTERM)
+    for process in reversed(processes):
+        process.stop()
+
+
 def workers(process: Process) -> list[int]:
     """Return the process ids of the workers of a gostnet process, the first one first."""
     found = {}

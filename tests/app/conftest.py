@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gostnet.testing.processes import Process, gostnet
+from gostnet.testing.processes import Process, gostnet, stop_all
 from gostnet.testing.servers import Ports, Servers, serving_in_thread
 
 from .kit import Start
@@ -26,8 +26,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         return process
 
     yield begin
-    for process in running:
-        process.stop()
+    stop_all(running)
 
 
 @pytest.fixture
