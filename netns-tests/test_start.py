@@ -101,6 +101,16 @@ def test_what_outgoing_sockets_may_not_be_refuses_the_start(
         assert "listening on" not in process.errors
 
 
+def test_a_plain_proxy_needs_no_leave_to_tidy_up_what_others_left(
+    two: Network, daemon: Callable[..., Process], peer: Callable[[str], str]
+) -> None:
+    daemon(two["server"], "--instance", "beside", "-L", "red://:12345?capture=local")  # so that there is a journal
+    words = ["-L", "socks5://127.0.0.1:0"]
+    bounds = "--bounding-set=-net_admin,-net_raw,-sys_admin"
+    with Process([peer("setpriv"), bounds, sys.executable, "-m", "gostnet", *words], two["client"]) as process:
+        process.wait_ready()
+
+
 def test_an_interface_or_a_namespace_that_is_not_there_yet_refuses_nothing(
     two: Network, daemon: Callable[..., Process]
 ) -> None:

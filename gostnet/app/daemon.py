@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import resource
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from ..config.argv import Invocation
 from ..config.load import Loaded, Loader
 from ..config.workers import parse_workers
-from ..core.errors import GostnetError
+from ..core.errors import GostnetError, KernelError
 from ..core.hub import current_hub
 from ..core.log import Logger
 from ..core.tasks import Scope, in_thread, run
@@ -136,10 +137,16 @@ class Daemon:
         self._follow_engines()
         opened: list[Service] = []
         try:
-            for step in await in_thread(self._kernel.recover):
-                assembly.log.warn(f"left by a dead instance, undone: {step}")
             await in_thread(assembly.trials.run)
-            await in_thread(self._kernel.claim, _homes(assembly))
+            homes = _homes(assembly)
+            try:
+                for step in await in_thread(self._kernel.recover):
+                    assembly.log.warn(f"left by a dead instance, undone: {step}")
+            except KernelError as exc:
+                if homes or exc.errno not in (errno.EPERM, errno.EACCES):
+                    raise
+                # Who wants nothing of the kernel need not be allowed to tidy it up either.
+            await in_thread(self._kernel.claim, homes)
             for reloader in assembly.build.reloaders:
                 await reloader.load()
             for service in assembly.services.values():
