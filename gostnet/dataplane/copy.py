@@ -1,18 +1,21 @@
-"""The copy engine: any two streams, joined by two coroutines. What TLS, muxes and taps go through."""
+"""The copy engine: any two streams, joined by two fibers. What TLS, muxes and taps go through."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from ..core.errors import ConnError, IdleTimeout
+from ..core.fiber import Fiber
 from ..core.flow import Flow, Shaper
+from ..core.hub import current_hub
+from ..core.sockets import SocketStream
 from ..core.stream import Stream
-from ..core.tasks import together
 from .opening import Opening, floor, leaf
 from .shaper import granted
 
 CHUNK = 262144
-"""Bytes per read: TLS gains from large ones, sockets do not mind."""
+"""Bytes per read: TLS gains from large ones, sockets do not mind. After as many a direction lets the others go on."""
 
 
 async def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0) -> None:
@@ -22,17 +25,64 @@ async def relay(flow: Flow, client: Stream, upstream: Stream, idle: float = 0.0)
     """
     up = _Direction(flow, client, upstream, True)
     down = _Direction(flow, upstream, client, False)
+    up.other, down.other = down, up
     try:
         if idle:
             await _bounded(flow, up, down, idle)
         else:
-            await together(up.run(), down.run())
+            await _both(up, down)
     finally:
         up.give_back()
         down.give_back()
     failed = up.failed or down.failed
     if failed is not None:
         raise failed
+
+
+async def _both(up: _Direction, down: _Direction) -> None:
+    """Run both directions to their end; the first error ends the other one and is raised.
+
+    One runs in the caller, the other in a fiber of its own, which begins: what a client has sent already goes with what
+    the way to the target has to say first.
+    """
+    parent: Any = current_hub().fiber or asyncio.current_task()
+    failure: list[BaseException] = []
+    waiting = interrupted = False
+    over: asyncio.Future[None] | None = None
+
+    def ended(fiber: Fiber) -> None:
+        nonlocal interrupted
+        if over is not None and not over.done():
+            over.set_result(None)
+        if fiber.error is not None:
+            failure.append(fiber.error)
+            if waiting:
+                interrupted = True
+                parent.cancel()
+
+    child = Fiber(up.run(), parent.get_name(), (ended,))
+    child.start()
+    try:
+        if not failure:
+            waiting = True
+            await down.run()
+            waiting = False
+            if not child.finished:
+                over = asyncio.get_running_loop().create_future()
+                await over
+    except BaseException as exc:
+        waiting = False
+        child.cancel()
+        while not child.finished:
+            over = asyncio.get_running_loop().create_future()
+            await over
+        if interrupted and isinstance(exc, asyncio.CancelledError) and parent.uncancel() == 0:
+            raise failure.pop() from None
+        raise
+    finally:
+        del child  # an error that is raised holds this frame, and must not be held by it
+    if failure:
+        raise failure.pop()
 
 
 async def _bounded(flow: Flow, up: _Direction, down: _Direction, idle: float) -> None:
@@ -54,7 +104,7 @@ async def _bounded(flow: Flow, up: _Direction, down: _Direction, idle: float) ->
 
             timers = [loop.call_later(0, watch)]
             try:
-                await together(up.run(), down.run())
+                await _both(up, down)
             finally:
                 timers[0].cancel()
     except TimeoutError as exc:
@@ -64,7 +114,7 @@ async def _bounded(flow: Flow, up: _Direction, down: _Direction, idle: float) ->
 class _Direction:
     """One direction of the copy. A sink that breaks ends only this direction; a source that breaks ends both."""
 
-    __slots__ = ("_flow", "_shapers", "_sink", "_source", "_up", "failed")
+    __slots__ = ("_flow", "_shapers", "_sink", "_source", "_up", "ended", "failed", "other")
 
     def __init__(self, flow: Flow, source: Stream, sink: Stream, up: bool) -> None:
         self._flow = flow
@@ -73,14 +123,24 @@ class _Direction:
         self._up = up
         shapers = flow.shapers
         self._shapers: list[Shaper] = (shapers.up if up else shapers.down) if shapers else []
+        self.ended = False
         self.failed: ConnError | None = None
+        self.other: _Direction | None = None
 
     async def run(self) -> None:
         """Copy until the end of stream, and pass it on."""
         flow, source, sink, up, shapers = self._flow, self._source, self._sink, self._up, self._shapers
         meter = flow.meter
         opening = isinstance(source, Opening) or isinstance(sink, Opening)
-        while data := await source.receive(CHUNK):
+        moved = 0
+        data: bytes | None = None
+        if isinstance(sink, Opening) and sink.prompts and type(source) is SocketStream:
+            data = source.receive_now(CHUNK)  # what has come already goes with the header
+        while True:
+            if data is None:
+                data = await source.receive(CHUNK)
+            if not data:
+                break
             for tap in flow.taps or ():
                 tap(data, up)
             try:
@@ -99,6 +159,15 @@ class _Direction:
                 # Once headers have been said and heard, bytes need not pass through the streams that saw to them.
                 source, sink = leaf(source), floor(sink)
                 opening = isinstance(source, Opening) or isinstance(sink, Opening)
+            moved += len(data)
+            if moved >= CHUNK:
+                moved = 0
+                await asyncio.sleep(0)
+            data = None
+        self.ended = True
+        other = self.other
+        if other is not None and other.ended and type(sink) is SocketStream:
+            return  # it is closed at once, which says the same
         try:
             await sink.send_eof()
         except ConnError:
@@ -119,3 +188,4 @@ class _Direction:
     def give_back(self) -> None:
         """Forget the ends, so that a cancelled relay keeps no stream alive."""
         self._shapers = []
+        self.other = None

@@ -47,6 +47,11 @@ class Opening(Stream):
         self._strip = strip
         self._gate: asyncio.Future[None] | None = None
 
+    @property
+    def prompts(self) -> bool:
+        """Whether something is to be said that will not wait for bytes to send."""
+        return self._prompt and bool(self._prefix)
+
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         """Return what follows the header. Raise EndOfStream when the stream ends before or inside it."""
         if self._head:

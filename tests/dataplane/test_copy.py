@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 from gostnet.core.errors import ConnError
 from gostnet.core.flow import Flow
+from gostnet.core.sockets import SocketStream
 from gostnet.core.stream import CHUNK, Buffer
-from gostnet.core.tasks import run, together
+from gostnet.core.tasks import Scope, run, together
 from gostnet.dataplane import copy
 from gostnet.dataplane.opening import Opening
 from gostnet.testing.memory import MemoryStream, stream_pair
@@ -84,5 +88,97 @@ def test_an_end_that_cannot_be_told_is_no_failure() -> None:
         await copy.relay(Flow(), near, far)
         assert await server.receive() == b"question"
         assert await client.receive() == b"answer"
+
+    run(main())
+
+
+class Heard(MemoryStream):
+    """Notes what it is given to send."""
+
+    __slots__ = ()
+
+    said: list[bytes] = []  # noqa: RUF012
+
+    async def send(self, data: Buffer) -> None:
+        self.said.append(bytes(data))
+        await super().send(data)
+
+
+def test_what_a_client_has_sent_already_goes_with_the_header() -> None:
+    async def main() -> None:
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        right.setblocking(False)
+        client, near = SocketStream(left), SocketStream(right)
+        far, server = stream_pair()
+        far.__class__ = Heard
+        Heard.said = []
+        await client.send(b"early")
+        await client.send_eof()
+
+        async def end() -> None:
+            assert await server.receive() == b"<ask>early"
+            assert await server.receive() == b""
+            await server.send_eof()
+
+        await together(copy.relay(Flow(), near, Opening(far, prefix=b"<ask>", prompt=True)), end())
+        assert Heard.said == [b"<ask>early"]
+        near.abort()
+        assert await client.receive() == b""
+        client.abort()
+
+    run(main())
+
+
+def test_header_does_not_wait_for_a_client_that_says_nothing() -> None:
+    async def main() -> None:
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        right.setblocking(False)
+        client, near = SocketStream(left), SocketStream(right)
+        far, server = stream_pair()
+
+        async def end() -> None:
+            assert await server.receive() == b"<ask>"
+            await server.send(b"banner")
+            assert await client.receive() == b"banner"
+            await server.send_eof()
+            assert await client.receive() == b""
+            await client.send_eof()
+
+        await together(copy.relay(Flow(), near, Opening(far, prefix=b"<ask>", prompt=True)), end())
+        near.abort()
+        client.abort()
+
+    run(main())
+
+
+class Busy(MemoryStream):
+    """Always has something to say, and room for what it is told."""
+
+    __slots__ = ()
+
+    async def receive(self, max_bytes: int = CHUNK) -> bytes:
+        return bytes(max_bytes)
+
+    async def send(self, data: Buffer) -> None:
+        pass
+
+
+def test_streams_that_never_wait_let_others_go_on() -> None:
+    async def main() -> None:
+        near, _ = stream_pair()
+        far, _ = stream_pair()
+        near.__class__ = far.__class__ = Busy
+        flow = Flow()
+        scope = Scope("relay")
+        scope.launch(copy.relay(flow, near, far))
+        for _ in range(3):
+            before = flow.meter.up, flow.meter.down
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert flow.meter.up > before[0]
+            assert flow.meter.down > before[1]
+        await scope.cancel()
 
     run(main())
