@@ -12,16 +12,19 @@ import re
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, cast
 
 from ..config import schema
 from ..core.address import parse_ip
 from ..core.errors import ConnError, DialError, DialTimeout, EndOfStream, GostnetError, ProtocolError
+from ..core.fiber import Fiber, deadline
 from ..core.flow import Flow
+from ..core.hub import current_hub
 from ..core.stream import CHUNK, Buffer, Stream
-from ..core.tasks import deadline
 from .certificates import Certificates
 from .tls_context import JudgedServer, TlsOptions, client_context, server_context
+from .tls_tickets import Tickets, grant
 
 
 # ---- the layer --------------------------------------------------------------------------------------
@@ -31,13 +34,12 @@ class TlsLayer:
     handshake_timeout    seconds for the client's handshake; 0 leaves it to the caller's deadline
     """
 
-    __slots__ = ("_context", "_options", "_scratch", "_sessions", "handshake_timeout")
+    __slots__ = ("_context", "_grants", "_options", "_scratch", "_sessions", "_tickets", "handshake_timeout")
 
     SESSIONS = 64
     """Names for which a session of TLS 1.2 is kept, to save the round trip that a full handshake takes more.
 
-    TLS 1.3 saves none, and Python copies a session each time it is read or set (0.2 and 0.3 ms), which is more than the
-    certificate costs. GOST resumes nothing.
+    GOST resumes nothing.
     """
 
     def __init__(
@@ -46,6 +48,9 @@ class TlsLayer:
         self._context = context
         self._options = options or TlsOptions()
         self._sessions: dict[str, ssl.SSLSession] = {}
+        self._tickets = Tickets()
+        # Who must show a certificate shows it every time.
+        self._grants = context.verify_mode == ssl.CERT_NONE
         self._scratch = Scratch()
         self.handshake_timeout = handshake_timeout
 
@@ -88,7 +93,7 @@ class TlsLayer:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = self._context.wrap_bio(incoming, outgoing, server_side=True)
         stream = TlsStream(below, tls, incoming, outgoing, self._scratch)
-        await stream.handshake()
+        await stream.handshake(grants=self._grants)
         return stream
 
     async def client(self, flow: Flow, below: Stream, name: str) -> TlsStream:
@@ -111,9 +116,14 @@ class TlsLayer:
     async def _connect(self, below: Stream, name: str) -> TlsStream:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = self._wrap(incoming, outgoing, name, self._sessions.get(name))
+        server = (name, below.remote)
+        offered = self._tickets.offer(tls, server)
         stream = TlsStream(below, tls, incoming, outgoing, self._scratch)
         await stream.handshake()
-        if stream.version != "TLSv1.3" and not stream.resumed:
+        if stream.version == "TLSv1.3":
+            self._sessions.pop(name, None)
+            stream.at_first_data = partial(self._tickets.keep, tls, server, offered)
+        elif not stream.resumed:
             self._keep_session(name, tls.session)
         return stream
 
@@ -197,6 +207,10 @@ class Records:
         self._left = 0
         self.partial = 0
 
+    def whole(self, data: bytes, size: int) -> bool:
+        """Whether `data`, `size` bytes and 5 at least, are one record, and the last one was complete before."""
+        return not self.partial and size == 5 + (data[3] << 8 | data[4])
+
     def advance(self, data: bytes, start: int, end: int) -> None:
         """Go over `data[start:end]`. Each record is type 1 | version 2 | length 2 | length bytes."""
         at = start + self._left
@@ -226,7 +240,10 @@ class TlsStream(Stream):
 
     The end of a direction is close_notify, and the other goes on after it; TCP stays open until `aclose`. A peer that
     ends its TCP stream without close_notify has ended, as long as no record is cut: many do so, and Go takes it too.
-    What answers a peer's handshake messages (key updates) goes out with the next `send`, in front of its data.
+    What answers a peer's handshake messages (key updates) goes out with the next `send`, in front of its data. So does
+    the end of a client's handshake in TLS 1.3, if that comes before the loop's next turn.
+
+    at_first_data    called once, when the peer's first data have been decrypted
     """
 
     __slots__ = (
@@ -240,6 +257,7 @@ class TlsStream(Stream):
         "_eof_sent",
         "_fault",
         "_incoming",
+        "_opening",
         "_outgoing",
         "_read_into",
         "_records",
@@ -248,6 +266,7 @@ class TlsStream(Stream):
         "_stalled",
         "_tls",
         "_want",
+        "at_first_data",
     )
 
     def __init__(
@@ -275,10 +294,12 @@ class TlsStream(Stream):
         self._buffered = False  # OpenSSL holds plain text
         self._ended = False  # the peer's direction
         self._eof_sent = False
+        self._opening: bool | asyncio.Future[None] = False  # the end of the handshake is to be sent, or is being sent
         self._sending = False
         self._cut = False  # a send was interrupted, perhaps inside a record
         self._closed = False
         self._fault = ""  # what broke the TLS connection
+        self.at_first_data: Callable[[], object] | None = None
         self._stalled: asyncio.Future[None] | None = None  # a writer that needs the reader to go on
 
     # ---- what the handshake has brought ---------------------------------------------------------
@@ -302,11 +323,12 @@ class TlsStream(Stream):
         """The peer's certificate, DER, b"" if it showed none."""
         return self._tls.getpeercert(binary_form=True) or b""
 
-    async def handshake(self) -> None:
+    async def handshake(self, *, grants: bool = False) -> None:
         """Shake hands. Raise ProtocolError, EndOfStream or ConnError; the stream below is then the caller's to abort.
 
         After a server's handshake in TLS 1.3 only tickets are left to send: they go with the first data, which saves
-        a packet, and a reset to clients that close without reading them.
+        a packet, and a reset to clients that close without reading them. A server that `grants` gives one to a client
+        that can use it. What a client has left to say goes with its first data too, or soon.
         """
         tls, below, incoming, outgoing = self._tls, self._below, self._incoming, self._outgoing
         hello: bytearray | None = None
@@ -323,7 +345,12 @@ class TlsStream(Stream):
                 raise ProtocolError(describe(exc)) from exc
             else:
                 done = True
-            if outgoing.pending and not (done and tls.server_side and tls.version() == "TLSv1.3"):
+            if done and tls.version() == "TLSv1.3":
+                if not tls.server_side:
+                    self._opening = True
+                    current_hub().call_ready(self._open_alone)
+                return
+            if outgoing.pending:
                 await below.send(outgoing.read())
             if done:
                 return
@@ -335,6 +362,8 @@ class TlsStream(Stream):
                 if chunk[0] not in (22, 21):
                     raise ProtocolError(f"the peer does not speak TLS: {chunk[:64]!r}")
                 first = False
+                if grants:
+                    grant(tls, chunk)
             if hello is not None:
                 hello += chunk
             incoming.write(chunk)
@@ -347,8 +376,15 @@ class TlsStream(Stream):
                 raise ConnError("closed by this side")
             if self._head:
                 return self._take_head(max_bytes)
-            data = b"" if self._fault else self._decrypt(max_bytes)
+            if self._fault:
+                data = b""
+            elif self._buffered or self._cipher or self._incoming.pending > self._records.partial:
+                data = self._decrypt(max_bytes)
+            else:
+                data = b""
             if data:
+                if self.at_first_data is not None:
+                    self._tell_first_data()
                 return data
             if self._fault:
                 await self._alert()
@@ -362,18 +398,51 @@ class TlsStream(Stream):
                 self._wake_writer()
                 raise
             if chunk:
-                self._cipher = chunk
                 size = len(chunk)
                 if size == self._want:
                     self._want = LARGE
                 elif size <= SMALL >> 1:
                     self._want = SMALL
+                if not (6 <= size <= max_bytes and self._records.whole(chunk, size)):
+                    self._cipher = chunk
+                    continue
+                # One record and nothing else, as small messages come: it needs no care for what is left over.
+                self._incoming.write(chunk)
+                try:
+                    data = self._tls.read(RECORD)
+                except ssl.SSLError as exc:
+                    self._cannot_read(exc)
+                    data = b""
+                else:
+                    self._ended = not data
+                if self._stalled is not None:
+                    self._wake_writer()
+                if data:
+                    if self.at_first_data is not None:
+                        self._tell_first_data()
+                    return data
             elif self._records.partial:
                 self._fault = "the peer closed in the middle of a TLS record"
                 self._wake_writer()
             else:
                 self._ended = True
                 self._wake_writer()
+
+    def _tell_first_data(self) -> None:
+        told, self.at_first_data = self.at_first_data, None
+        if told is not None:
+            told()
+
+    def _cannot_read(self, exc: ssl.SSLError) -> None:
+        """Note why OpenSSL has no plain text to give: it was a handshake message, the end, or a fault."""
+        self._buffered = False
+        if isinstance(exc, ssl.SSLWantReadError):
+            if self._outgoing.pending > OVERFLOW and not self._sending:
+                self._fault = "the peer asks for answers and reads none"
+        elif isinstance(exc, ssl.SSLZeroReturnError):
+            self._ended = True
+        else:
+            self._fault = describe(exc)
 
     def _decrypt(self, limit: int) -> bytes:
         """Return up to `limit` bytes of what has arrived, b"" if it holds no plain text."""
@@ -399,17 +468,13 @@ class TlsStream(Stream):
                     size = len(data)
                 else:
                     size = self._read_into(want, view[filled:])
-            except ssl.SSLWantReadError:  # it was a handshake message
-                self._buffered = False
-                if self._outgoing.pending > OVERFLOW and not self._sending:
-                    self._fault = "the peer asks for answers and reads none"
-                    break
-                continue
-            except ssl.SSLZeroReturnError:
-                size = 0
             except ssl.SSLError as exc:
-                self._fault = describe(exc)
-                break
+                self._cannot_read(exc)
+                if self._fault:
+                    break
+                if not self._ended:
+                    continue
+                size = 0
             if not size:
                 self._ended = True
                 self._buffered = False
@@ -457,9 +522,38 @@ class TlsStream(Stream):
             pass
 
     # ---- sending --------------------------------------------------------------------------------
+    def _open_alone(self) -> None:
+        """Send the end of the handshake, which no data have taken along."""
+        if self._opening is True and not self._closed:
+            Fiber(self._open(), "tls").start()
+
+    async def _open(self) -> None:
+        gate = self._opening = asyncio.get_running_loop().create_future()
+        sent = False
+        try:
+            await self._below.send(self._outgoing.read())
+            sent = True
+        except ConnError:
+            pass  # the peer does not listen: its last words are still to be read
+        finally:
+            self._opening = False
+            self._cut = not sent
+            if not gate.done():
+                gate.set_result(None)
+
+    async def _take_along(self) -> None:
+        """Let what is sent next bring the end of the handshake, or wait for who is sending that."""
+        if self._opening is True:
+            self._opening = False
+        elif self._opening:
+            await self._opening
+
     async def send(self, data: Buffer) -> None:
-        self._may_send()
         size = len(data)
+        if self._opening and size:
+            await self._take_along()
+        if self._sending or self._cut or self._closed or self._eof_sent or self._fault:
+            self._may_send()
         self._sending = True
         try:
             if size <= PIECE:
@@ -528,6 +622,7 @@ class TlsStream(Stream):
     async def send_eof(self) -> None:
         if self._eof_sent or self._closed:
             return
+        await self._take_along()
         self._may_send()
         self._sending = True
         try:
@@ -591,7 +686,8 @@ class TlsStream(Stream):
             await self._below.aclose()
 
     async def _last_notify(self) -> None:
-        if self._notify():
+        await self._take_along()
+        if not self._cut and self._notify():
             self._eof_sent = True
             await self._below.send(self._outgoing.read())
 

@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from ..core.options import Problem
 from ..core.suggest import did_you_mean
 from .certificates import SECURITY_LEVEL, Certificates, read_authorities, read_key_pair
+from .openssl import sessions
 from .tls_suites import prefer
 
 VERSIONS: Final = {
@@ -178,7 +179,8 @@ def server_context(options: TlsOptions, certificates: Certificates, path: str = 
     # Where the order cannot be chosen the client's counts: gost puts AES-128-GCM first.
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     prefer(context, server=True)
-    context.num_tickets = 1  # as many as Go sends; each costs the server an encryption
+    # One goes to who can use it, see tls_tickets; where that cannot be told, as Go does. Each costs an encryption.
+    context.num_tickets = 0 if sessions() is not None else 1
     if options.cert_file or options.key_file:
         pair = certificates.checked(read_key_pair(options.cert_file, options.key_file, path))
         clients: tuple[str, ...] = ()
@@ -186,7 +188,7 @@ def server_context(options: TlsOptions, certificates: Certificates, path: str = 
         identity = certificates.default()
         pair, clients = identity.pair, identity.clients
         if identity.own:
-            context.num_tickets = 0  # who takes such a certificate is gost or gostnet, which resume nothing of TLS 1.3
+            context.num_tickets = 0  # without `sessions` gostnet resumes nothing of TLS 1.3, and gost never does
     pair.load_into(context)
     if options.ca_file:
         # GOST: without a certFile of its own a listener forgets its caFile, and lets everybody in.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import ssl
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+
+from .openssl import context_pointer, library
 
 _AES: Final = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384")
 _CHACHA: Final = ("TLS_CHACHA20_POLY1305_SHA256",)
@@ -26,9 +27,7 @@ def prefer(context: ssl.SSLContext, *, server: bool) -> bool:
     if choose is None:
         return False
     names = _AES + _CHACHA if _has_aes() else _CHACHA + _AES
-    # An SSLContext begins with the object's header, then the pointer to OpenSSL's structure.
-    pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
-    if choose(pointer, ":".join(names).encode()) != 1:
+    if choose(context_pointer(context), ":".join(names).encode()) != 1:
         return False
     if server:
         context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | _PRIORITIZE_CHACHA
@@ -37,25 +36,12 @@ def prefer(context: ssl.SSLContext, *, server: bool) -> bool:
 
 @cache
 def _setter() -> Any:
-    """Return SSL_CTX_set_ciphersuites of the library that the module ssl uses, None if it cannot be had."""
-    if sys.implementation.name != "cpython" or not (3, 11) <= sys.version_info[:2] <= (3, 14):
-        return None  # where the pointer is, is known of these
+    """Return SSL_CTX_set_ciphersuites, None if it cannot be had."""
     try:
-        import _ssl
-
-        # Through the module's own library: another OpenSSL in the process would take the structure for its own.
-        library = ctypes.PyDLL(_ssl.__file__)
-        found = library.SSL_CTX_set_ciphersuites
-        options = library.SSL_CTX_get_options
-    except (ImportError, AttributeError, OSError):
-        return None  # a static interpreter keeps these names to itself
-    found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_char_p), ctypes.c_int
-    options.argtypes, options.restype = (ctypes.c_void_p,), ctypes.c_uint64
-    # Where the pointer is believed to be must be one to a context that says of itself what Python says of it.
-    probe = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    pointer = ctypes.c_void_p.from_address(id(probe) + object.__basicsize__)
-    if not pointer.value or options(pointer) & 0xFFFFFFFF != int(probe.options) & 0xFFFFFFFF:
+        found = library().SSL_CTX_set_ciphersuites
+    except AttributeError:
         return None
+    found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_char_p), ctypes.c_int
     return found
 
 
