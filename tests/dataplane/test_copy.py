@@ -104,12 +104,16 @@ class Heard(MemoryStream):
         await super().send(data)
 
 
+def sockets() -> tuple[SocketStream, SocketStream]:
+    left, right = socket.socketpair()
+    for each in (left, right):
+        each.setblocking(False)
+    return SocketStream(left), SocketStream(right)
+
+
 def test_what_a_client_has_sent_already_goes_with_the_header() -> None:
     async def main() -> None:
-        left, right = socket.socketpair()
-        left.setblocking(False)
-        right.setblocking(False)
-        client, near = SocketStream(left), SocketStream(right)
+        client, near = sockets()
         far, server = stream_pair()
         far.__class__ = Heard
         Heard.said = []
@@ -132,10 +136,7 @@ def test_what_a_client_has_sent_already_goes_with_the_header() -> None:
 
 def test_header_does_not_wait_for_a_client_that_says_nothing() -> None:
     async def main() -> None:
-        left, right = socket.socketpair()
-        left.setblocking(False)
-        right.setblocking(False)
-        client, near = SocketStream(left), SocketStream(right)
+        client, near = sockets()
         far, server = stream_pair()
 
         async def end() -> None:
