@@ -15,7 +15,7 @@ from gostnet.core.errors import KernelError
 from gostnet.core.packets import Way
 from gostnet.core.resources import Address, Link, Route
 from gostnet.kernel import netns, tun_engine, tun_programs
-from gostnet.kernel.bpf import Direction, Verdict, attached, attachment_problem
+from gostnet.kernel.bpf import Assembly, Direction, Verdict, attached, attachment_problem
 from gostnet.kernel.netlink import RouteNetlink
 from gostnet.kernel.tun_engine import TunEngine
 from gostnet.kernel.tun_programs import ENDS, TAKES
@@ -316,3 +316,20 @@ def test_why_it_cannot_be_had_is_said_and_nothing_stays(
     assert sorted(os.listdir("/proc/self/fd")) == before
     with testing_netlink.Netlink(testing_netlink.ROUTE):
         assert socket.if_nametoindex("vpn0")
+
+
+@pytest.mark.parametrize("which", ["sending", "receiving"])
+def test_a_program_that_the_kernel_refuses_is_told_and_nothing_stays(
+    place: netns.Namespace, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    def wrong(*_: object, **__: object) -> Assembly:
+        code = Assembly()
+        code.leave()  # without an answer
+        return code
+
+    monkeypatch.setattr(tun_engine, which, wrong)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(KernelError, match="the verifier says"):
+        TunEngine("vpn0", PORT)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert attached(socket.if_nametoindex("vpn0"), Direction.EGRESS) == []
