@@ -62,7 +62,7 @@ def test_through_a_chain_of_relay_over_tls(three: Network, daemon: Daemon) -> No
         *("-F", f"relay+tls://{three.address('gateway', 4, 'lan0')}:8443"),
     )
     exchange(three["client"], three["server"], TUN.nets["server"])
-    relay.stop()
+    relay.kill()
     client.wait_for("dialling again")
     daemon(three["gateway"], "-L", "relay+tls://:8443")
     assert ping(three["client"], TUN.nets["server"][0])
