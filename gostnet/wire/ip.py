@@ -5,8 +5,6 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
-from ..core.stream import Buffer
-
 UDP = 17
 HOP_LIMIT = 64
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
@@ -73,7 +71,7 @@ class UdpWay:
         self._sum = (int.from_bytes(addresses, "big") + sum(ports) + UDP) % 0xFFFF
         self.largest = 1500 - 28 if len(addresses) == 8 else 1500 - 48
 
-    def packet(self, data: Buffer) -> bytes:
+    def packet(self, data: bytes | bytearray | memoryview) -> bytes:
         """Return the packet that carries `data`, unfragmented."""
         size = len(data)
         number = int.from_bytes(data, "big")
