@@ -66,7 +66,7 @@ class TunHandler:
         engine: str = opt(
             "auto",
             "What moves the packets over plain UDP: the kernel by itself, to peers that have it too, or `pump`, this"
-            " process; `kernel` sends this way to every peer, which is wrong where the way there is inside one host.",
+            " process; `kernel` sends this way to every peer that a network card reaches.",
             key="tun.engine",
             choices=("auto", "kernel", "pump"),
         )
