@@ -43,12 +43,15 @@ async def pump(
     socket = bottom(upstream)
     if isinstance(socket, UdpSocket) and socket.peer is not None:
         socket.tells_refusal = True
-        if allowed is None and not up and not down and not beside and flow.engine in _NATIVE:
-            session = bottom(client)
-            if isinstance(session, Session) and await session.joined(flow, socket, idle):
-                return
-    plain = isinstance(bottom(client), Session) and isinstance(socket, UdpSocket) and socket.peer is not None
-    flow.engine = _why_copy(flow.engine, plain, bool(up or down), allowed is not None or bool(beside))
+    session, wanted = bottom(client), flow.engine
+    limited, watched = bool(up or down), allowed is not None or bool(beside)
+    if isinstance(session, Session) and isinstance(socket, UdpSocket) and socket.peer is not None:
+        flow.engine = _why_copy(wanted, True, limited, watched)
+        if not limited and not watched:
+            await session.joined(flow, socket, idle, wanted in _NATIVE)
+            return
+    else:
+        flow.engine = _why_copy(wanted, False, limited, watched)
     works = [
         _direction(flow, client, upstream, True, up, allowed),
         _direction(flow, upstream, client, False, down, allowed),

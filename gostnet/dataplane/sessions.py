@@ -89,21 +89,28 @@ class Session(Datagrams, Generic[K]):
         """Queue a datagram that came from the peer; False if the queue is full and it is dropped."""
         if self.ended:
             return False
-        if self._upstream is not None:
-            self._send_up((datagram,))
-            return True
         queue = self._queue
+        if queue is not None and len(queue) >= self._table.queue_size:
+            self.wake()  # whoever waits until the batch is over takes it now
+            queue = self._queue
+            if queue is not None:
+                return False
         if queue is None:
             self._queue = [datagram]
             self._table.has_some(self)
-            return True
-        if len(queue) >= self._table.queue_size:
-            return False
-        queue.append(datagram)
+        else:
+            queue.append(datagram)
         return True
 
     def wake(self) -> None:
-        """Let who waits go on."""
+        """Pass on what is queued, or let who waits for it go on."""
+        if self._upstream is None:
+            self._open()
+        elif self._queue is not None:
+            batch, self._queue = self._queue, None
+            self._send_up(batch)
+
+    def _open(self) -> None:
         gate = self._gate
         if gate is not None:
             self._gate = None
@@ -129,44 +136,78 @@ class Session(Datagrams, Generic[K]):
             self.end()
 
     # ---- joined ----------------------------------------------------------------------------------
-    async def joined(self, flow: Flow, upstream: UdpSocket, idle: float) -> bool:
-        """Let the native library pass the datagrams to and from a connected socket until the session ends.
+    async def joined(self, flow: Flow, upstream: UdpSocket, idle: float, native: bool) -> None:
+        """Pass the datagrams to and from a connected socket until the session ends.
 
-        Return False if it cannot: nothing has been done then. Otherwise return after `idle` seconds (0: never) without
-        a datagram, too. `flow` takes the counts. Raise DialRefused if nobody listens at the target.
+        If `native`, the library does it where it can; otherwise the sockets' edges do. Return after `idle` seconds (0:
+        never) without a datagram, too. `flow` takes the counts. Raise DialRefused if nobody listens at the target.
         """
-        joints = self._table.joints
-        if joints is None or self.asked is None or upstream.peer is None or self.single:
-            return False
+        joints = self._table.joints if native and self.asked is not None and not self.single else None
         while self._queue and not self.ended:  # what came first goes first
             batch = await self.receive()
             await upstream.send(batch)
             flow.meter.up += sum(len(datagram.data) for datagram in batch)
             flow.packets += len(batch)
         if self.ended:
-            return True
+            return
         readiness = upstream.readiness
-        if readiness.registered:
-            readiness.hub.surrender(readiness.fd)
-            readiness.registered = False
-        slot = joints.join(self.peer, self.asked, readiness.fd, self)
-        if slot is None:
-            return False
-        self._slot, self._flow, self._upstream = slot, flow, upstream
-        flow.engine = "native: datagrams by the batch"
+        slot = None
+        if joints is not None and self.asked is not None:
+            if readiness.registered:
+                readiness.hub.surrender(readiness.fd)
+                readiness.registered = False
+            slot = joints.join(self.peer, self.asked, readiness.fd, self)
+        self._flow, self._upstream = flow, upstream
+        if slot is not None:
+            self._slot = slot
+            flow.engine = "native: datagrams by the batch"
         gate = self._gate = Gate(self._table.hub)
         timer = self._idle_timer(idle, gate) if idle else None
         try:
+            if slot is None:
+                if readiness.registered:
+                    readiness.hub.call_ready(self._take_answers)  # nobody says again that there are any
+                readiness.claim(self._on_answers)
             await gate.wait()
         finally:
             self._gate = None
+            if slot is None:
+                readiness.unclaim()
             self._part()  # which tells the last counts
             self._flow = self._upstream = None
             if timer is not None:
                 timer[0].cancel()
         if self.refused:
             raise DialRefused(f"nobody listens at {upstream.peer}")
-        return True
+
+    def _on_answers(self, events: int) -> None:
+        if events & READABLE:
+            self._take_answers()
+
+    def _take_answers(self) -> None:
+        """Pass on what has come from the target, in turns with the others."""
+        for _ in range(ROUNDS):
+            upstream, flow = self._upstream, self._flow
+            if self.ended or upstream is None or flow is None or upstream.readiness.fd < 0:
+                return
+            batch = upstream.receive_now()
+            if upstream.refused:
+                upstream.refused = False
+                self._note(errno.ECONNREFUSED, flow)
+            if not batch:
+                return
+            size = 0
+            for datagram in batch:
+                size += len(datagram.data)
+                datagram.peer = self.peer
+            self._answer(batch)
+            self.moved(0, 0, len(batch), size, 0, 0, 0)
+            if self.single:
+                self.end()
+                return
+            if upstream.readiness.drained:
+                return
+        self._table.hub.call_ready(self._take_answers)
 
     def _part(self) -> None:
         joints, slot = self._table.joints, self._slot
@@ -189,12 +230,17 @@ class Session(Datagrams, Generic[K]):
         return timers
 
     def _send_up(self, batch: Sequence[Datagram]) -> None:
-        """Send what has come another way than through the joint."""
-        assert self._upstream is not None
-        before = self._upstream.dropped
-        self._upstream.send_now(batch)
+        """Send what the library has not."""
+        upstream, flow = self._upstream, self._flow
+        if upstream is None or flow is None or upstream.readiness.fd < 0:
+            return
+        before = upstream.dropped
+        upstream.send_now(batch)
         size = sum(len(datagram.data) for datagram in batch)
-        self.moved(len(batch), size, 0, 0, self._upstream.dropped - before, 0, 0)
+        self.moved(len(batch), size, 0, 0, upstream.dropped - before, 0, 0)
+        if upstream.refused:
+            upstream.refused = False
+            self._note(errno.ECONNREFUSED, flow)
 
     def moved(self, up: int, up_bytes: int, down: int, down_bytes: int, dropped: int, error: int, at: int) -> None:
         """Count what the joint has passed."""
@@ -223,7 +269,7 @@ class Session(Datagrams, Generic[K]):
         """End a flow whose target's host says that nobody is there, if it never was: a server may be restarting."""
         if error == errno.ECONNREFUSED and not flow.meter.down:
             self.refused = True
-            self.wake()
+            self._open()
 
     # ---- the end ---------------------------------------------------------------------------------
     def end(self) -> None:

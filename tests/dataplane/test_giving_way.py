@@ -300,8 +300,8 @@ class OfListener(Session[Any]):
     async def receive(self) -> tuple[()]:
         return ()
 
-    async def joined(self, flow: Flow, upstream: UdpSocket, idle: float) -> bool:
-        return False
+    async def joined(self, flow: Flow, upstream: UdpSocket, idle: float, native: bool) -> None:
+        pass
 
 
 class Everything:

@@ -397,6 +397,28 @@ def test_limits_hold() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_batch_may_be_longer_than_the_queue_of_a_peer(limited: bool) -> None:
+    """The queue is for what a flow is not ready for."""
+
+    async def main() -> None:
+        echo = Echo()
+        async with listening(echo.address, read_queue_size=4) as place:
+            if limited:
+                place.shapers = lambda: Shapers([Allowance(1 << 30)], [])
+            client = open_udp(place.address)
+            await client.send([Datagram(b"first", place.address)])
+            assert await gathered(client, 1) == [b"first"]
+            sent = [bytes([number]) * (1 + number % 2) for number in range(60)]
+            await client.send([Datagram(data, place.address) for data in sent])
+            assert await gathered(client, len(sent)) == sent
+            assert place.sessions.dropped == 0
+            client.abort()
+        await echo.close()
+
+    run(main())
+
+
 def test_order_is_kept_while_a_flow_is_joined() -> None:
     """What comes before, during and after the opening of a flow takes three ways to the target."""
 
