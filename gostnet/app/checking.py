@@ -16,6 +16,7 @@ from ..core.errors import ConfigError, GostnetError
 from ..core.options import Problem, options_of
 from ..core.registry import Kind
 from .catalog import catalog
+from .check_workers import worker_problems
 
 PLUGGABLE = (
     *("Admission", "Auther", "Bypass", "Hop", "Hosts", "Ingress", "Limiter", "Resolver", "Rewriter", "Router", "SD"),
@@ -65,7 +66,7 @@ def check_loaded(
     if loaded.broken:
         return found
     config = loaded.config
-    found = ordered([*found, *locate([*_files(config), *_ciphers(config)], config.positions)])
+    found = ordered([*found, *locate([*_files(config), *_ciphers(config), *worker_problems(config)], config.positions)])
     if building and not any(finding.severity == "error" for finding in found):
         found = ordered([*found, *_building(config, lenient)])
     return found

@@ -19,6 +19,7 @@ from ..kernel.capabilities import Finding, examine, first_open_port
 from ..kernel.forwarding import closed_chains
 from ..kernel.recovery import leftovers
 from ..pipeline.service import Service
+from .check_workers import as_lines
 from .checking import passes
 from .direct import DirectWays
 from .kernel import wanted_by
@@ -38,12 +39,14 @@ class Report:
     needs         by capability; empty without a configuration
     leftovers     of dead instances
     hindrances    settings of the host that are in the configuration's way
+    workers       who of several serves what
     """
 
     findings: list[Finding]
     needs: Needs = field(default_factory=dict)
     leftovers: list[str] = field(default_factory=list)
     hindrances: list[str] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
     configured: bool = False
 
     @property
@@ -69,6 +72,7 @@ def doctor(invocation: Invocation) -> int:
         try:
             assembly, late = preview(loaded, invocation)
             report.needs = needs_of(assembly.services)
+            report.workers = list(as_lines(loaded.config))
             report.hindrances = [*hindrances(assembly.services), *late]
         except GostnetError as exc:
             print(f"gostnet: error: {exc} [{exc.code}]", file=sys.stderr)
@@ -195,6 +199,7 @@ def as_text(report: Report) -> str:
             lines.append(f"{line}: {finding.detail}; without it: {of.without}; to get it: {of.get}")
     lines += [f"left by a dead instance: {text} (gostnet rollback removes it)" for text in report.leftovers]
     lines += report.hindrances
+    lines += report.workers
     if report.missing:
         lines.append(f"missing for this configuration: {', '.join(each.capability.name for each in report.missing)}")
     elif report.configured:
@@ -220,5 +225,6 @@ def as_json(report: Report) -> str:
         ],
         "leftovers": report.leftovers,
         "hindrances": report.hindrances,
+        "workers": report.workers,
     }
     return json.dumps(data, indent=2, ensure_ascii=False)

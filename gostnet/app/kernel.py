@@ -148,6 +148,7 @@ class KernelState:
 def plan(invocation: Invocation) -> int:
     """Print what `run` would change in the kernel; change nothing."""
     from ..kernel.provision import Provisioner
+    from .check_workers import as_lines
     from .checking import passes
     from .direct import DirectWays, notes
     from .preview import preview
@@ -166,7 +167,7 @@ def plan(invocation: Invocation) -> int:
     except GostnetError as exc:
         print(f"gostnet: error: {exc} [{exc.code}]", file=sys.stderr)
         return 1
-    _print_steps(steps, "no changes", invocation.json, [*notes(ways), *late])
+    _print_steps(steps, "no changes", invocation.json, [*as_lines(loaded.config), *notes(ways), *late])
     return 0
 
 

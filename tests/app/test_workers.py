@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -147,6 +148,17 @@ def test_a_listener_that_cannot_be_shared_has_one_worker(start: Start, tmp_path:
     os.close(ledger.descriptor)
     built = Assembler(loaded.config, catalog(), system_resolver, share=Share(1, ledger, {})).build()
     assert [service.listener.shared for service in built.services.values()] == [True, True, True, False]
+
+
+def test_all_workers_have_the_same_certificate(start: Start, tmp_path: Path) -> None:
+    process = start("--workers", "2", "-L", "socks5+tls://127.0.0.1:0")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    shown = set()
+    for _ in range(16):
+        with connect(None, listening(process)) as sock, context.wrap_socket(sock) as stream:
+            shown.add(stream.getpeercert(binary_form=True))
+    assert len(shown) == 1
 
 
 def test_commands_of_a_service_run_once(start: Start, tmp_path: Path) -> None:
