@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -585,7 +586,10 @@ async def test_what_is_for_another_peer_goes_there() -> None:
         one.send(place.address, [packet := plain(ENDS[4][0], b"to itself")])
         assert one.take() == [packet]
         counts = await place.counted(lambda counts: counts.packets_down == 32)
-        assert counts == Counts(down=sum(map(len, packets)) + len(packet), packets_down=32)
+        total = sum(map(len, packets))
+        assert counts == Counts(down=total + len(packet), packets_down=32)
+        assert place.pump.counts_of(one.name) == Counts(len(packet), total + len(packet), 1, 32)
+        assert place.pump.counts_of(two.name) == Counts(total, 0, 31)
         assert place.kernel.nothing()
 
 
@@ -680,6 +684,38 @@ async def test_others_go_on_where_it_has_stopped() -> None:
         now = len(os.listdir("/proc/self/fd")), await pumps(0)
         assert now == (before or now)
         before = now
+
+
+def worked() -> tuple[int, int]:
+    """Return how often the thread of the one pump has gone to sleep, and its time on a processor in nanoseconds."""
+    places = [Path("/proc/self/task", task) for task in os.listdir("/proc/self/task")]
+    (place,) = [place for place in places if place.joinpath("comm").read_text() == "gostnet-tun\n"]
+    found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", place.joinpath("status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]), int(place.joinpath("schedstat").read_text().split()[0])
+
+
+@pytest.mark.parametrize("errors", [False, True])
+@aloud
+async def test_an_idle_pump_sleeps(errors: bool) -> None:
+    """So it does where an error waits that nobody asks for: the target of an earlier datagram is not there."""
+    server = Peer()
+    async with pumping(0, server=server) as place:
+        if errors:
+            place.carrier.sock.setsockopt(socket.SOL_IP, 11, 1)  # IP_RECVERR
+            server.sock.close()
+            place.kernel.route(plain("10.0.0.2"))
+            await place.counted(lambda counts: counts.refused > 0 or counts.packets_up > 0)
+            await asyncio.sleep(0.1)
+        else:
+            server.send(place.address, [plain("10.0.0.2")])
+            place.kernel.take()
+            await place.counted(lambda counts: counts.packets_down > 0)
+        before = worked()
+        await asyncio.sleep(0.3)
+        after = worked()
+        assert after[0] - before[0] <= 1
+        assert after[1] - before[1] < 10_000_000, "it does not sleep"
 
 
 @aloud

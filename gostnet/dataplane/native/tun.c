@@ -505,15 +505,34 @@ static uint16_t raw16(const void *at)
 }
 
 /* ---- counts ------------------------------------------------------------------------------------------------------- */
+/* Count what has gone to a peer (way 0) or come from it (1). With the lock. */
+static void count_peer(struct tun *t, int way, int32_t peer, uint32_t serial, uint32_t packets, uint64_t bytes)
+{
+    if (peer >= 0 && peer < t->peers_size && t->peers[peer].serial == serial) {
+        t->peers[peer].counts.packets[way] += packets;
+        t->peers[peer].counts.bytes[way] += bytes;
+    }
+}
+
 static void count(struct tun *t, int way, int32_t peer, uint32_t serial, uint32_t packets, uint64_t bytes)
 {
     pthread_mutex_lock(&t->lock);
     t->totals.packets[way] += packets;
     t->totals.bytes[way] += bytes;
-    if (peer >= 0 && peer < t->peers_size && t->peers[peer].serial == serial) {
-        t->peers[peer].counts.packets[way] += packets;
-        t->peers[peer].counts.bytes[way] += bytes;
+    count_peer(t, way, peer, serial, packets, bytes);
+    pthread_mutex_unlock(&t->lock);
+}
+
+/* Count what has been sent: what goes from peer to peer has come down, and is the second one's. */
+static void count_sent(struct tun *t, const struct queue *q, const struct sent *sent, uint32_t packets, uint64_t bytes)
+{
+    if (q == &t->outward) {
+        count(t, 0, sent->peer, sent->serial, packets, bytes);
+        return;
     }
+    count(t, 1, -1, 0, packets, bytes);
+    pthread_mutex_lock(&t->lock);
+    count_peer(t, 0, sent->peer, sent->serial, packets, bytes);
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -543,7 +562,7 @@ static void went(struct tun *t, struct queue *q, int i)
     struct sent *sent = &q->sent[i];
     if (sent->count > 1)
         t->invalid = 0;
-    count(t, q == &t->outward ? 0 : 1, q == &t->outward ? sent->peer : -1, sent->serial, sent->count, sent->bytes);
+    count_sent(t, q, sent, sent->count, sent->bytes);
 }
 
 /* Send the datagrams of a train one by one. */
@@ -582,7 +601,7 @@ static void send_apart(struct tun *t, struct queue *q, int i)
                 break;
         }
         if (gone)
-            count(t, q == &t->outward ? 0 : 1, q == &t->outward ? sent->peer : -1, sent->serial, 1, size);
+            count_sent(t, q, sent, 1, size);
         else
             dropped(t, q == &t->outward ? 0 : 1, 1);
         rest -= (uint32_t)size;
@@ -1084,10 +1103,14 @@ static void sort(struct tun *t, const uint8_t *data, uint32_t size, struct ends 
         deliver(t, data, size, source, serial);
         return;
     }
-    if (begin(t, &t->onward, ends->other, ends->other_serial, size, 1))
-        add(&t->onward, data, size);
-    else
+    if (!begin(t, &t->onward, ends->other, ends->other_serial, size, 1)) {
         dropped(t, 1, 1);
+        return;
+    }
+    add(&t->onward, data, size);
+    pthread_mutex_lock(&t->lock);
+    count_peer(t, 1, source, serial, 1, size);
+    pthread_mutex_unlock(&t->lock);
 }
 
 static uint32_t stride_of(struct msghdr *header, uint32_t size)
@@ -1102,7 +1125,7 @@ static uint32_t stride_of(struct msghdr *header, uint32_t size)
     return size;
 }
 
-static void socket_turn(struct tun *t)
+static void socket_turn(struct tun *t, bool failing)
 {
     for (int i = 0; i < TRAINS; i++) {
         t->in_iov[i] = (struct iovec){t->down + (size_t)i * SLOT, SLOT};
@@ -1118,6 +1141,10 @@ static void socket_turn(struct tun *t)
     int got = recvmmsg(t->udp, t->in, TRAINS, MSG_DONTWAIT, NULL);
     if (got < 0) {
         int error = errno;
+        if (error == EAGAIN && failing) { /* somebody has asked for the errors of single datagrams */
+            struct msghdr nothing = {0};
+            (void)recvmsg(t->udp, &nothing, MSG_ERRQUEUE | MSG_DONTWAIT);
+        }
         if (error == ECONNREFUSED) {
             pthread_mutex_lock(&t->lock);
             t->totals.refused++;
@@ -1168,7 +1195,7 @@ static void *move(void *argument)
                 if (events[i].events & EPOLLOUT && t->stalled)
                     watch(t, !flush(t, &t->outward));
                 if (events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP))
-                    socket_turn(t);
+                    socket_turn(t, events[i].events & EPOLLERR);
             } else if (events[i].data.fd == t->device) {
                 if (t->stalled) { /* told although it is not asked: the device is gone */
                     t->outward.at = t->outward.count = t->outward.iovs = 0;
