@@ -128,9 +128,12 @@ def test_a_peer_with_the_pump_gets_packets_from_the_pump(two: Network, daemon: D
 
 
 @pytest.mark.interop
+@OUTSIDE
 @pytest.mark.parametrize("role", ["gost-server", "gost-client"])
-def test_the_real_gost_gets_packets_from_the_pump(two: Network, launch: Callable[..., Process], role: str) -> None:
-    words = {"server": ("-L", TUN.server()), "client": ("-L", TUN.client(two.address("server")))}
+def test_the_real_gost_gets_packets_from_the_pump(
+    two: Network, launch: Callable[..., Process], role: str, outside: int
+) -> None:
+    words = {"server": ("-L", TUN.server()), "client": ("-L", TUN.client(two.address("server", outside)))}
     for side in ("server", "client"):
         launch("gost" if role == f"gost-{side}" else "gostnet", two[side], *words[side])
     exchange(two["client"], two["server"], TUN.nets["server"])
