@@ -20,6 +20,7 @@ from gostnet.core.resources import Address, Bridge, Link, Port, Route, Rule
 
 from . import netns
 from .errors import kernel_error
+from .netlink_attributes import attributes_of
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -228,7 +229,7 @@ class RouteNetlink(RouteSocket):
         found = []
         for body in self._dump("ip address show", _GETADDR, bytes(8)):
             _, length, _, _, index = _IFADDRMSG.unpack_from(body)
-            of = dict(_attributes(body, _IFADDRMSG.size))
+            of = dict(attributes_of(body, _IFADDRMSG.size))
             packed = of.get(_IFA_LOCAL) or of.get(_IFA_ADDRESS)
             if index in indexes and packed is not None:
                 found.append(Address(device, f"{ip_address(packed)}/{length}"))
@@ -255,7 +256,7 @@ class RouteNetlink(RouteSocket):
     def link(self, name: str) -> Link | None:
         """Return the settings of a device, None if there is none."""
         for body in self._dump("ip link show", _GETLINK, bytes(_IFINFOMSG.size)):
-            of = dict(_attributes(body, _IFINFOMSG.size))
+            of = dict(attributes_of(body, _IFINFOMSG.size))
             if _name(of) == name:
                 flags = _IFINFOMSG.unpack_from(body)[3]
                 return Link(name, _number(of[_IFLA_MTU]), bool(flags & _IFF_UP))
@@ -273,7 +274,7 @@ class RouteNetlink(RouteSocket):
         """Return a bridge, None if there is none. Raise KernelError for a device of another kind with its name."""
         for of in self._links().values():
             if _name(of) == name:
-                if dict(_attributes(of.get(_IFLA_LINKINFO, b""), 0)).get(_IFLA_INFO_KIND, b"")[:7] != b"bridge\0":
+                if dict(attributes_of(of.get(_IFLA_LINKINFO, b""), 0)).get(_IFLA_INFO_KIND, b"")[:7] != b"bridge\0":
                     raise KernelError(f"use bridge {name}", errno.EEXIST, "the interface of this name is no bridge")
                 return Bridge(name)
         return None
@@ -313,7 +314,7 @@ class RouteNetlink(RouteSocket):
 
     def _links(self) -> dict[int, Attributes]:
         bodies = self._dump("ip link show", _GETLINK, bytes(_IFINFOMSG.size))
-        return {_IFINFOMSG.unpack_from(body)[2]: dict(_attributes(body, _IFINFOMSG.size)) for body in bodies}
+        return {_IFINFOMSG.unpack_from(body)[2]: dict(attributes_of(body, _IFINFOMSG.size)) for body in bodies}
 
     def _names(self) -> dict[int, str]:
         return {index: _name(of) for index, of in self._links().items()}
@@ -379,15 +380,6 @@ def _u32(kind: int, number: int) -> bytes:
     return struct.pack("=HHI", 8, kind, number)
 
 
-def _attributes(body: bytes, position: int) -> Iterator[tuple[int, bytes]]:
-    while position + 4 <= len(body):
-        size, kind = struct.unpack_from("=HH", body, position)
-        if size < 4:
-            return
-        yield kind & 0x3FFF, body[position + 4 : position + size]
-        position += (size + 3) & ~3
-
-
 def _number(payload: bytes) -> int:
     return int(struct.unpack("=I", payload)[0])
 
@@ -417,7 +409,7 @@ def _rule_message(rule: Rule) -> bytes:
 def _rule_of(body: bytes) -> Rule | None:
     """Return the rule, None if it has more to it than a `Rule` can say."""
     family, to, source, tos, table, _, _, action, flags = _RTMSG.unpack_from(body)
-    of = dict(_attributes(body, _RTMSG.size))
+    of = dict(attributes_of(body, _RTMSG.size))
     numbers = {kind: _number(value) for kind, value in of.items() if len(value) == 4}
     plain = (
         family in _VERSIONS
@@ -445,7 +437,7 @@ def _route_of(body: bytes, names: Mapping[int, str]) -> Route | None:
     family, length, source, tos, table, protocol, _, kind, flags = _RTMSG.unpack_from(body)
     if family not in _VERSIONS or flags & _CLONED:
         return None
-    of = dict(_attributes(body, _RTMSG.size))
+    of = dict(attributes_of(body, _RTMSG.size))
     v6 = family == socket.AF_INET6
     destination = ip_address(of.get(_RTA_DST, bytes(16 if v6 else 4)))
     metric = _number(of[_RTA_PRIORITY]) if _RTA_PRIORITY in of else 0
@@ -466,5 +458,5 @@ def _restorable(body: bytes) -> bytes:
     """Return a listed route as a request that makes it again: without states and the kernel's cache information."""
     *head, flags = _RTMSG.unpack_from(body)
     kept = [_RTMSG.pack(*head, flags & ~(_ROUTE_STATES | _CLONED))]
-    kept += [_attribute(kind, payload) for kind, payload in _attributes(body, _RTMSG.size) if kind != _RTA_CACHEINFO]
+    kept += [_attribute(kind, payload) for kind, payload in attributes_of(body, _RTMSG.size) if kind != _RTA_CACHEINFO]
     return b"".join(kept)

@@ -22,6 +22,7 @@ from gostnet.core.resources import NftChain, NftRule, NftSet
 
 from . import netns
 from .errors import kernel_error
+from .netlink_attributes import attributes_of
 from .nft_expr import NESTED, host, name_attribute, tlv, u32, value
 
 _NETLINK_NETFILTER = 12
@@ -397,7 +398,7 @@ class Nft:
         """List the chains of all families and tables that forwarded packets pass. Raise KernelError."""
         found = []
         for of in self._dump("nft list chains", _GETCHAIN, family=_ANY):
-            hook = dict(_attributes(of.get(4, b""), 0))  # NFTA_CHAIN_HOOK
+            hook = dict(attributes_of(of.get(4, b""), 0))  # NFTA_CHAIN_HOOK
             forward = int.from_bytes(hook.get(1, b"\xff"), "big") == _HOOKS["forward"]
             if not forward or of[0][0] not in _FAMILIES or _text(of.get(7, b"")) != "filter":  # NFTA_CHAIN_TYPE
                 continue
@@ -414,8 +415,8 @@ class Nft:
         if not rules:
             return False
         terms = []
-        for _, element in _attributes(rules[-1].get(4, b""), 0):  # NFTA_RULE_EXPRESSIONS
-            of = dict(_attributes(element, 0))
+        for _, element in attributes_of(rules[-1].get(4, b""), 0):  # NFTA_RULE_EXPRESSIONS
+            of = dict(attributes_of(element, 0))
             terms.append((_text(of.get(1, b"")), of.get(2, b"")))
         others = [name for name, _ in terms if name not in ("counter", "log")]
         if others == ["reject"]:
@@ -423,20 +424,20 @@ class Nft:
         if others != ["immediate"]:
             return False
         (data,) = (data for name, data in terms if name == "immediate")
-        verdict = dict(_attributes(dict(_attributes(data, 0)).get(2, b""), 0)).get(2, b"")  # NFTA_DATA_VERDICT
-        return dict(_attributes(verdict, 0)).get(1) == b"\0\0\0\0"  # NF_DROP
+        verdict = dict(attributes_of(dict(attributes_of(data, 0)).get(2, b""), 0)).get(2, b"")  # NFTA_DATA_VERDICT
+        return dict(attributes_of(verdict, 0)).get(1) == b"\0\0\0\0"  # NF_DROP
 
     def elements(self, table: str, name: str) -> list[bytes]:
         """List the keys of a set that are not over yet. Raise KernelError."""
         which = name_attribute(1, table) + name_attribute(2, name)
         found: list[bytes] = []
         for of in self._dump("nft list set", _GETSETELEM, which):
-            for kind, element in _attributes(of.get(3, b""), 0):  # NFTA_SET_ELEM_LIST_ELEMENTS
-                key = dict(_attributes(element, 0)).get(1, b"")  # NFTA_SET_ELEM_KEY
-                found += [data for inner, data in _attributes(key, 0) if kind == inner == 1]
+            for kind, element in attributes_of(of.get(3, b""), 0):  # NFTA_SET_ELEM_LIST_ELEMENTS
+                key = dict(attributes_of(element, 0)).get(1, b"")  # NFTA_SET_ELEM_KEY
+                found += [data for inner, data in attributes_of(key, 0) if kind == inner == 1]
         return found
 
-    def _dump(self, operation: str, kind: int, attributes: bytes = b"", family: int = _INET) -> list[dict[int, bytes]]:
+    def _dump(self, operation: str, kind: int, which: bytes = b"", family: int = _INET) -> list[dict[int, bytes]]:
         """Return the attributes of each answer, with the family as the one of number 0.
 
         A dump that a change interrupted is asked for again.
@@ -444,9 +445,9 @@ class Nft:
         for _ in range(_ATTEMPTS):
             self._sequence += 1
             body = struct.pack("=BBH", family, 0, 0)
-            size = _HEADER.size + len(body) + len(attributes)
+            size = _HEADER.size + len(body) + len(which)
             request = _HEADER.pack(size, kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
-            self._send(bytearray(request + body + attributes), operation)
+            self._send(bytearray(request + body + which), operation)
             found, interrupted = [], False
             for number, message in self._parts(operation):
                 if _HEADER.unpack_from(message)[2] & NLM_F_DUMP_INTR:
@@ -455,7 +456,7 @@ class Nft:
                     raise kernel_error(operation, -int(struct.unpack_from("=i", message, _HEADER.size)[0]))
                 if number == _DONE:
                     break
-                of = dict(_attributes(message, _HEADER.size + len(body)))
+                of = dict(attributes_of(message, _HEADER.size + len(body)))
                 of[0] = message[_HEADER.size : _HEADER.size + 1]
                 found.append(of)
             if not interrupted:
@@ -526,17 +527,8 @@ def _verdict(message: bytes) -> tuple[int, int, str]:
     start = 2 * _HEADER.size + 4 + (0 if flags & _CAPPED else copied - _HEADER.size)
     text = ""
     if flags & _HAS_TEXT:
-        text = _text(dict(_attributes(message, start)).get(1, b""))
+        text = _text(dict(attributes_of(message, start)).get(1, b""))
     return number, sequence, text
-
-
-def _attributes(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
-    while position + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, position)
-        if size < 4:
-            return
-        yield kind & 0x3FFF, data[position + 4 : position + size]
-        position += (size + 3) & ~3
 
 
 def _text(data: bytes) -> str:

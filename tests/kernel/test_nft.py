@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gostnet.core.resources import NftChain, NftRule, NftSet, NftTable
 from gostnet.kernel import nft, nft_expr, nft_table
 from gostnet.kernel.errors import kernel_error
+from gostnet.kernel.netlink_attributes import attributes_of
 from gostnet.policies.networks import Intervals
 
 TABLE = NftTable(
@@ -86,8 +87,8 @@ def intervals(of: NftSet) -> list[tuple[int, bool]]:
     """Return (key, whether an interval is over there) of the elements."""
     found = []
     for element in nft._interval_elements(of):
-        attributes = dict(nft._attributes(element, 4))
-        key = dict(nft._attributes(attributes[1], 0))[1]
+        attributes = dict(attributes_of(element, 4))
+        key = dict(attributes_of(attributes[1], 0))[1]
         found.append((int.from_bytes(key, "big"), attributes.get(3) == b"\0\0\0\1"))
     return found
 
@@ -123,7 +124,7 @@ def test_interval_elements_hold_what_they_say(spans: list[tuple[int, int]], prob
 def test_attributes_are_padded_and_come_back(payload: bytes, kind: int) -> None:
     encoded = nft_expr.tlv(kind, payload)
     assert len(encoded) % 4 == 0
-    assert list(nft._attributes(encoded + nft_expr.u32(7, 9), 0)) == [(kind, payload), (7, b"\0\0\0\x09")]
+    assert list(attributes_of(encoded + nft_expr.u32(7, 9), 0)) == [(kind, payload), (7, b"\0\0\0\x09")]
 
 
 def test_mark_sits_in_the_register_as_the_host_orders_bytes() -> None:
@@ -167,7 +168,7 @@ def test_refusal_tells_number_statement_and_words(capped: bool, text: bytes) -> 
 @given(st.binary(max_size=200))
 def test_any_answer_is_split_or_left(data: bytes) -> None:
     for _, message in nft._messages(data):
-        dict(nft._attributes(message, 0))
+        dict(attributes_of(message, 0))
     nft._comment(data)
 
 
