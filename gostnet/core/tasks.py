@@ -122,6 +122,7 @@ async def together(*works: Coroutine[Any, Any, Any]) -> None:
                 parent.cancel()
 
     children = [loop.create_task(work) for work in works[:-1]]
+    child: asyncio.Task[Any] | None = None
     for child in children:
         child.add_done_callback(ended)
     try:
@@ -148,7 +149,7 @@ async def together(*works: Coroutine[Any, Any, Any]) -> None:
         # An error that is raised here holds this frame: what holds the error in turn would keep both, and all that
         # their frames hold, until the garbage collector comes by.
         children.clear()
-        del child
+        child = None
     if failure:
         raise failure.pop()
 

@@ -142,3 +142,18 @@ def test_cancelling_who_waits_for_fibers_ends_all_of_them_first() -> None:
         assert fiber.cancelled
 
     run(scenario())
+
+
+def test_a_single_work_runs_and_its_error_comes_out() -> None:
+    done: list[int] = []
+
+    async def works() -> None:
+        done.append(1)
+
+    async def main() -> None:
+        await together(works())
+        with pytest.raises(ConnError):
+            await together(fails(Held(), after=1))
+
+    run(main())
+    assert done == [1]

@@ -284,7 +284,7 @@ def test_without_keepalive_one_answer_ends_the_session() -> None:
 def test_idle_flows_end_and_leave_no_timer() -> None:
     async def main() -> None:
         echo = Echo()
-        async with listening(echo.address, ttl=0.1) as place:
+        async with listening(echo.address, ttl=0.6) as place:
             client = open_udp(place.address)
             for _ in range(10):
                 await client.send([Datagram(b"x", place.address)])
