@@ -207,6 +207,15 @@ class Assembler:
         handler = handler_class(
             bind(handler_class.Options, handler_section.metadata, f"{handler_section.path}.metadata"), context
         )
+        engine = options.engine
+        if engine == "kernel":
+            if getattr(handler, "engine", "") != "kernel":
+                raise ConfigError(
+                    f"{section.path}.metadata.engine",
+                    "'kernel' is for port forwards (handlers tcp, udp, forward), and asked for in the handler's metadata",
+                    code="engine",
+                )
+            engine = "auto"
         return Service(
             section.name,
             listener,
@@ -214,7 +223,7 @@ class Assembler:
             router,
             self._accept_policies(section, listener, requests, self._books(section, options, listener, records)),
             log,
-            options.engine,
+            engine,
         )
 
     def _rate_limiter(self, section: schema.Service) -> RateLimiter | None:

@@ -53,8 +53,9 @@ class ServiceOptions:
     post_down: list[str] = opt([], "Commands after it has stopped.")
     engine: str = opt(
         "auto",
-        "What moves the bytes of TCP flows: the best there is, or one to begin with; see docs/benchmarks.md.",
-        choices=("auto", "copy", "splice", "native"),
+        "What moves the bytes of TCP flows: the best there is, or one to begin with (docs/engines.md); `kernel` as in"
+        " the handler's metadata, for port forwards.",
+        choices=("auto", "copy", "splice", "native", "kernel"),
     )
     ignore_chain: bool = opt(False, "Do not use the chain of handler and listener.")
     enable_stats: bool = opt(False, "Count connections and bytes for status and observer.")

@@ -123,3 +123,18 @@ def test_a_tunnel_target_of_an_address_without_a_port_is_shown_with_its_brackets
     done = run("check", "-C", str(path))
     assert "write it, as in [2001:db8::1]:9000" in done.stdout
     assert done.stdout.endswith("1 errors, 0 warnings\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("tcp://:0/192.0.2.1:80?engine=kernel", ""),
+        ("tcp://:0/192.0.2.1:80?engine=splice", ""),
+        ("socks5://:0?engine=native", ""),
+        ("socks5://:0?engine=kernel", "services[0].metadata.engine: 'kernel' is for port forwards"),
+    ],
+)
+def test_engine_of_the_command_line_is_for_service_and_handler(url: str, said: str) -> None:
+    done = run("check", "-L", url)
+    assert done.returncode == (1 if said else 0)
+    assert said in done.stdout

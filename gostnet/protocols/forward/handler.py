@@ -64,8 +64,9 @@ class ForwardHandler:
         )
         engine: str = opt(
             "user",
-            "Who forwards: this process, or the kernel (DNAT), with one target by address and no policy in between.",
-            choices=("user", "kernel"),
+            "Who forwards: this process, or the kernel (DNAT), with one target by address and no policy in between. On"
+            " the command line the key is the service's too: its other values are `user` here.",
+            choices=("user", "kernel", "auto", "copy", "splice", "native"),
         )
         keepalive: bool = opt(
             False,
@@ -84,7 +85,7 @@ class ForwardHandler:
         self._proxy_protocol = options.proxy_protocol
         self._keepalive = options.keepalive
         self._sniffer = Sniffer.of(options.sniffing)
-        self.engine = options.engine
+        self.engine = "kernel" if options.engine == "kernel" else "user"
 
     @property
     def sniffs(self) -> bool:
