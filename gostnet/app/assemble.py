@@ -212,7 +212,7 @@ class Assembler:
             if getattr(handler, "engine", "") != "kernel":
                 raise ConfigError(
                     f"{section.path}.metadata.engine",
-                    "'kernel' is for port forwards (handlers tcp, udp, forward), and asked for in the handler's metadata",
+                    "'kernel' is for port forwards (handlers tcp, udp, forward), asked for in the handler's metadata",
                     code="engine",
                 )
             engine = "auto"
