@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
@@ -22,6 +23,11 @@ _ALL = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _BATCH = 256
 """Events taken per turn of the loop, so that other callbacks of the loop are not starved."""
 
+_LOOK = 0.05
+"""Seconds for which it is judged whether the loop is bound by its processor."""
+_BOUND = 0.8
+"""Share of that time from which on it is."""
+
 OnEvents: TypeAlias = Callable[[int], None]
 
 
@@ -30,11 +36,14 @@ class Hub:
 
     __slots__ = (
         "__weakref__",
+        "_bound",
         "_callbacks",
         "_closed",
         "_epoll",
+        "_looked",
         "_ready",
         "_running_ready",
+        "_used",
         "arena",
         "closing",
         "deadlines",
@@ -69,6 +78,8 @@ class Hub:
         self._closed: set[int] = set()
         self._ready: deque[Callable[[], object]] = deque()
         self._running_ready = False
+        self._bound = False
+        self._looked = self._used = 0.0
         loop.add_reader(self._epoll.fileno(), self._drain)
 
     def register(self, fd: int, on_events: OnEvents) -> None:
@@ -119,6 +130,19 @@ class Hub:
             self.gave_way[engine, other] = reason
             if self.tell is not None:
                 self.tell(f"engine {engine} gives way to {other}: {reason}")
+
+    def bound(self) -> bool:
+        """Whether the loop's thread has been working nearly all the time of late.
+
+        Then somebody else had better do what can be done elsewhere. A thread that has as much to do but waits for its
+        turn at a processor is not meant: nobody is free to help.
+        """
+        now = time.monotonic()
+        if now - self._looked > _LOOK:
+            used = time.thread_time()
+            self._bound = used - self._used > _BOUND * (now - self._looked)
+            self._looked, self._used = now, used
+        return self._bound
 
     def close(self) -> None:
         """Close the epoll set; sockets that are still registered belong to their owners."""

@@ -331,6 +331,29 @@ class SocketStream(Stream):
                 pass
         self.readiness.release()
 
+    def surrender(self) -> int:
+        """Leave the socket's edges to an engine, and return the descriptor, which stays ours to close."""
+        readiness = self.readiness
+        if readiness.registered:
+            readiness.hub.surrender(readiness.fd)
+            readiness.registered = False
+        return readiness.fd
+
+    def lend(self) -> int:
+        """Give the descriptor away to an engine that will close it, or have it given back by `regain`.
+
+        Until then the stream is as good as closed: who aborts it does nothing.
+        """
+        self.surrender()
+        self.readiness.fd = -1
+        return self._sock.detach()
+
+    def regain(self, descriptor: int) -> None:
+        """Own the descriptor again that was lent."""
+        self._sock = self.readiness.sock = socket.socket(fileno=descriptor)
+        self._sock.setblocking(False)
+        self.readiness.fd = descriptor
+
     def mark_eof_sent(self) -> None:
         """Note that an engine has shut our direction down."""
         self._eof_sent = True

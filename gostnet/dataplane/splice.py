@@ -21,7 +21,7 @@ from ..core.hub import READABLE
 from ..core.sockets import SocketStream
 from . import shaper as limits
 from .native.engine import Engine
-from .native.library import Record
+from .native.passage import Passage
 from .opening import FirstBytes
 from .pipes import Pipe, PipePool, not_spliced, pipe_pool
 
@@ -34,7 +34,6 @@ BUDGET = 12
 PATIENCE = 8
 """Edges after which a flow is no short one any more: a request and its answer are two to four."""
 
-_NOTHING = (0, 0, 0, 0)
 _MOST = 1 << 20
 _REFUSED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 _FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
@@ -51,7 +50,6 @@ class _Half:
     hung_up     the source's peer has closed, and its edge has been: read on until the end of stream
     first       what is done to the first bytes, None when that is over, or was never anything
     failed      the sink refused bytes; what the other direction still has to say is delivered all the same
-    granted     bytes for which the limits gave the native thread leave
     copies      the kernel does not splice one of the sockets
     stops_at_bulk   bulk is somebody else's to move: stop when it begins
     """
@@ -63,7 +61,6 @@ class _Half:
         "eof",
         "failed",
         "first",
-        "granted",
         "hung_up",
         "in_pipe",
         "meter",
@@ -103,7 +100,6 @@ class _Half:
         self.in_pipe = 0
         self.bulk = self.copies = False
         self.stops_at_bulk = False
-        self.granted = 0
         self.eof = False
         self.done = False
         self.failed: OSError | None = None
@@ -308,13 +304,12 @@ class _Pair:
     """
 
     __slots__ = (
-        "_base",
         "_engine",
         "_error",
         "_gate",
         "_hub",
         "_idle",
-        "_number",
+        "_passage",
         "_patience",
         "_queued",
         "_seen",
@@ -355,8 +350,7 @@ class _Pair:
         self._error: GostnetError | None = None
         self._engine = engine
         self._patience = patience
-        self._number: int | None = None
-        self._base = _NOTHING
+        self._passage: Passage | None = None
         self.up.stops_at_bulk = self.down.stops_at_bulk = engine is not None
 
     async def run(self) -> None:
@@ -376,6 +370,8 @@ class _Pair:
             self._leave()
         error = self._error
         failed = self.up.failed or self.down.failed
+        if failed is None and self._passage is not None:
+            failed = self._passage.failed
         if error is None and failed is not None:
             error = conn_error(failed)
         if error is not None:
@@ -386,12 +382,8 @@ class _Pair:
 
     def _leave(self) -> None:
         """Give everything back, whatever has ended the pair."""
-        if self._number is not None:
-            assert self._engine is not None
-            self._engine.cancel(self._number, self)
-        for half, taken in ((self.up, self._base[0]), (self.down, self._base[1])):
-            if half.granted > taken:
-                limits.give_back(half.shapers, half.granted - taken)
+        if self._passage is not None:
+            self._passage.leave()
         self.up.stop()
         self.down.stop()
         for timer in self._timers:
@@ -459,7 +451,7 @@ class _Pair:
     def _go(self) -> None:
         """Pump both directions, unless the thread does by now."""
         self._queued = False
-        if self._number is not None:
+        if self._passage is not None:
             return
         if not (self.up.done or self._gate.is_open):
             self._pump(self.up, self.down)
@@ -488,9 +480,8 @@ class _Pair:
 
     def _watch(self) -> None:
         """End the pair when no byte has moved for `idle` seconds; looks twice per period."""
-        if self._number is not None:
-            assert self._engine is not None
-            self._engine.count(self._number, self)
+        if self._passage is not None:
+            self._passage.count()
         moved = self.meter.up + self.meter.down
         if moved == self._seen:
             self._fail(IdleTimeout(f"idle for {self._idle:g}s"))
@@ -498,81 +489,34 @@ class _Pair:
         self._seen = moved
         self._keep(self._hub.loop.call_later(self._idle, self._watch))
 
-    # ---- inside the native thread --------------------------------------------------------------
+    # ---- into the native thread ----------------------------------------------------------------
     def _move_in(self) -> bool:
         """Hand the sockets over to the thread if nothing is under way at this moment; tell whether that was done."""
         up, down, engine = self.up, self.down, self._engine
-        if engine is None or self._gate.is_open or self._number is not None:
-            return self._number is not None
+        if engine is None or self._gate.is_open or self._passage is not None:
+            return self._passage is not None
         for half in (up, down):
             if half.rest or half.in_pipe or half.first is not None or half.paused or half.failed is not None:
                 return False
             if half.eof and not half.done:
                 return False
-        sockets = self.client.readiness, self.upstream.readiness
-        for readiness in sockets:
-            self._hub.surrender(readiness.fd)
-            readiness.registered = False
-        number = engine.add(
-            self,
-            sockets[0].fd,
-            sockets[1].fd,
-            limited=bool(up.shapers) | bool(down.shapers) << 1,
-            done=up.done | down.done << 1,
-        )
-        if number is None:
+        passage = Passage(self.flow, self.client, self.upstream, engine, self._ended_inside)
+        if not passage.enter(done=up.done | down.done << 1):
             self._engine = None
             self.flow.engine = "splice: native has not taken the flow"
             self.client.readiness.claim(self._client_events)  # brings an edge, and with it whatever came meanwhile
             self.upstream.readiness.claim(self._upstream_events)
             return False
-        self._number = number
+        self._passage = passage
         up.free_pipe()
         down.free_pipe()
         self.flow.engine = "native: lives on"
         return True
 
-    def counted(self, record: Record) -> None:
-        """Add what the thread has moved since it was last told."""
-        now = (record.taken[0], record.taken[1], record.moved[0], record.moved[1])
-        base, self._base = self._base, now
-        self.client.received += now[0] - base[0]
-        self.upstream.received += now[1] - base[1]
-        up, down = now[2] - base[2], now[3] - base[3]
-        self.upstream.sent += up
-        self.meter.up += up
-        self.client.sent += down
-        self.meter.down += down
-
-    def wants(self, up: bool, size: int) -> None:
-        """Let the thread have what the limits grant, at once or as soon as they grant something."""
-        half = self.up if up else self.down
-        number, engine = self._number, self._engine
-        if number is None or engine is None or self._gate.is_open:
-            return
-        try:
-            allowed = limits.grant(half.shapers, min(size, _MOST))
-        except GostnetError as exc:  # a quota is used up
-            self._fail(exc)
-            return
-        if allowed:
-            half.granted += allowed
-            engine.grant(number, up, allowed)
-            return
-        self._keep(self._hub.loop.call_later(limits.delay(half.shapers), self.wants, up, size))
-
-    def ended(self, record: Record) -> None:
-        """Take the end of both directions from the thread."""
-        self._number = None
-        if record.shut & 1:
-            self.upstream.mark_eof_sent()
-        if record.shut & 2:
-            self.client.mark_eof_sent()
-        for half, code in ((self.up, record.failed[0]), (self.down, record.failed[1])):
-            if code:
-                half.failed = OSError(code, os.strerror(code))
-        if record.error:
-            self._fail(conn_error(OSError(record.error, os.strerror(record.error))))
+    def _ended_inside(self) -> None:
+        passage = self._passage
+        if passage is not None and passage.error is not None:
+            self._fail(passage.error)
         else:
             self._gate.open()
 

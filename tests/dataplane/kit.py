@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import time
+from collections.abc import Callable
 
+from gostnet.core.hub import Hub
 from gostnet.core.sockets import SocketStream
 from gostnet.core.stream import Stream
 
@@ -26,3 +30,18 @@ async def read_all(stream: Stream) -> bytes:
     while data := await stream.receive():
         parts.append(data)
     return b"".join(parts)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Look every few turns of the loop: what is waited for happens inside, and tells nobody."""
+    for _ in range(2500):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it does not happen")
+
+
+def be_bound(hub: Hub) -> None:
+    """Let the hub believe that its thread has no time, for the next hour."""
+    hub._bound = True
+    hub._looked = time.monotonic() + 3600

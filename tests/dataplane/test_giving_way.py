@@ -199,7 +199,7 @@ def test_the_thread_without_descriptors_for_pipes_copies_and_it_is_told(
             assert await read_all(rig.client) == b""
 
         await together(rig.run(), send(), answer(), end())
-        assert rig.flow.engine == "native: lives on"
+        assert rig.flow.engine == "native: asked for"
         assert rig.flow.meter.up == len(BULK)
         rig.close()
 
@@ -246,7 +246,7 @@ def test_threads_that_do_not_start_are_asked_for_again_after_a_while(monkeypatch
         monkeypatch.setattr(native.Engine, "__init__", real)
         monkeypatch.setattr(native, "RETRY", 0.0)
         current_hub().native = native._Refused("", 0.0)
-        assert (await transfer("native")).flow.engine == "native: lives on"
+        assert (await transfer("native")).flow.engine == "native: asked for"
 
     assert lines_of(work) == ["engine native gives way to splice: Too many open files"]
 

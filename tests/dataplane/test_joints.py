@@ -22,6 +22,8 @@ from gostnet.dataplane.native import joints, library
 from gostnet.dataplane.pump import pump
 from gostnet.transports.udp import UdpOptions, UdpSource
 
+from .kit import until
+
 LOCAL = Endpoint("127.0.0.1", 0)
 SIZES = [0, 1, 1200, 1200, 1200, 300, 0, 1200, 1200, 9000, 9000, 65507, 7, 7, 7, 7, 1, 0, 1472, 1473]
 
@@ -120,15 +122,6 @@ async def gathered(client: UdpSocket, count: int) -> list[bytes]:
         while len(found) < count:
             found += [bytes(datagram.data) for datagram in await client.receive()]
     return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Look every few turns of the loop: what is waited for happens inside, and tells nobody."""
-    for _ in range(2500):
-        if condition():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("it does not happen")
 
 
 def payloads(sizes: list[int]) -> list[bytes]:

@@ -28,7 +28,7 @@ from gostnet.dataplane.native.engine import REFRESH, Engine, engine, threads_her
 from gostnet.dataplane.relay import relay
 from gostnet.testing.processes import gostnet
 
-from .kit import tcp_pair
+from .kit import be_bound, tcp_pair, until
 
 LOADED, WHY_NOT = library.load()
 pytestmark = pytest.mark.skipif(LOADED is None, reason=f"native relay: {WHY_NOT}")
@@ -159,13 +159,74 @@ def test_a_flow_that_moves_in_the_middle_of_its_work_keeps_its_order(monkeypatch
                 if len(down) < len(data):
                     down += await rig.client.receive()
             assert rig.flow.engine == "native: lives on"
-            (pair,) = current_hub().native._inside.values()
-            pair._go()  # a turn that was asked for before the move
+            (passage,) = current_hub().native._inside.values()
+            passage._at_end.__self__._go()  # a turn that was asked for before the move
             assert up == data
             assert down == data
             rig.close()
             await rig.ended.wait()
         assert after == []
+
+    scoped(work)
+
+
+def closed(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return True
+    return False
+
+
+def test_a_busy_loop_leaves_short_flows_to_the_thread_which_closes_them() -> None:
+    async def work(scope: Scope) -> None:
+        for flows in (1, 20):
+            rigs = [Rig(scope) for _ in range(flows)]
+            descriptors = [end.readiness.fd for rig in rigs for end in (rig.left, rig.right)]
+            be_bound(current_hub())
+            await asyncio.sleep(0)  # their relays begin
+            assert inside() == flows
+            for rig in rigs:
+                await rig.exchange()
+                assert rig.flow.engine == "native: the loop is busy"
+                await rig.client.send(b"last")
+                await rig.client.send_eof()
+                assert await rig.server.receive() == b"last"
+                assert await rig.server.receive() == b""
+                await rig.server.send_eof()
+                await rig.ended.wait()
+                assert rig.error is None
+                assert (rig.flow.meter.up, rig.flow.meter.down) == (8, 5)
+                assert (rig.left.received, rig.right.sent, rig.right.received, rig.left.sent) == (8, 8, 5, 5)
+                assert await rig.client.receive() == b""
+            assert inside() == 0
+            assert all(map(closed, descriptors))
+            for rig in rigs:
+                rig.close()
+
+    scoped(work)
+
+
+def test_what_the_thread_has_closed_is_not_closed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "_news", lambda *_: None)  # nobody hears of the end
+
+    async def work(scope: Scope) -> None:
+        own = Scope("own")
+        rig = Rig(own)
+        descriptors = [rig.left.readiness.fd, rig.right.readiness.fd]
+        be_bound(current_hub())
+        await asyncio.sleep(0)
+        await rig.exchange()
+        await rig.client.send_eof()
+        await rig.server.send_eof()
+        await until(lambda: all(map(closed, descriptors)))
+        others = [os.dup(0) for _ in descriptors]
+        assert sorted(others) == sorted(descriptors)  # the numbers are somebody else's by now
+        await own.cancel()
+        assert [end.readiness.fd for end in (rig.left, rig.right)] == [-1, -1]
+        assert (rig.flow.meter.up, rig.flow.meter.down) == (4, 5)
+        for descriptor in others:
+            os.close(descriptor)  # is still open
 
     scoped(work)
 
@@ -399,7 +460,7 @@ def test_a_process_ends_with_flows_inside() -> None:
             assert process.wait(10) == -number
 
 
-@pytest.mark.parametrize(("wanted", "used"), [("splice", "splice: asked for"), ("native", "native: lives on")])
+@pytest.mark.parametrize(("wanted", "used"), [("splice", "splice: asked for"), ("native", "native: asked for")])
 def test_a_service_chooses_its_engine_and_its_records_tell(wanted: str, used: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as origin:
         config = tmp_path / "gostnet.yaml"

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from ...core.hub import Hub
 from ..pipes import SMALL_PIPES, not_spliced
-from .library import ENDED, OFF, WANTS, Library, Record, load
+from .library import ENDED, OFF, WANTS, Library, Record, Records, load
 
 BATCH: Final = 64
 """Records taken from the library at once."""
@@ -71,8 +71,8 @@ class Engine:
         self._hub = hub
         self._library = library
         self._inside: dict[int, Passenger] = {}
-        self._records = (Record * BATCH)()
-        self._one = Record()
+        self._records = Records(BATCH)
+        self._one = Records(1)
         self._timer: asyncio.TimerHandle | None = None
         self._events = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._relays: list[int] = []
@@ -92,16 +92,31 @@ class Engine:
         """Flows inside."""
         return len(self._inside)
 
-    def add(self, passenger: Passenger, client: int, upstream: int, *, limited: int = 0, done: int = 0) -> int | None:
+    def add(
+        self,
+        passenger: Passenger,
+        client: int,
+        upstream: int,
+        *,
+        limited: int = 0,
+        done: int = 0,
+        closes: bool = False,
+        short: bool = False,
+    ) -> int | None:
         """Hand two descriptors over, which no hub watches any more; return the flow's number, None if that failed.
 
-        Bits of `limited`: the direction (1 up, 2 down) moves only what `grant` allows; of `done`: it has ended.
+        Bits of `limited`: the direction (1 up, 2 down) moves only what `grant` allows; of `done`: it has ended. With
+        `closes` the descriptors of a flow that ends well are closed in there, and its record says so. Those that are
+        likely to be `short` share one thread, which is not woken for each of them then; others take turns.
         """
         if not self._stop.alive:
             return None
         count = len(self._relays)
-        thread = self._next = (self._next + 1) % count
-        found: int = self._library.add(self._relays[thread], client, upstream, limited, done)
+        if short:
+            thread = 0
+        else:
+            thread = self._next = (self._next + 1) % count
+        found: int = self._library.add(self._relays[thread], client, upstream, limited, done, closes)
         if found < 0:
             self._hub.give_way("native", "splice", "no memory, or no epoll watches, for another flow")
             return None
@@ -119,8 +134,8 @@ class Engine:
         if self._stop.alive and self._inside.get(number) is passenger:
             del self._inside[number]
             own, thread = divmod(number, len(self._relays))
-            self._library.cancel(self._relays[thread], own, self._one)
-            passenger.counted(self._one)
+            self._library.cancel(self._relays[thread], own, self._one.place)
+            passenger.counted(self._one.read(1)[0])
 
     def grant(self, number: int, up: bool, size: int) -> None:
         """Let a limited direction move `size` bytes more."""
@@ -132,8 +147,8 @@ class Engine:
         """Have `counted` called with the counters of this moment, unless the flow has ended."""
         if self._stop.alive and self._inside.get(number) is passenger:
             own, thread = divmod(number, len(self._relays))
-            self._library.count(self._relays[thread], own, self._one)
-            passenger.counted(self._one)
+            self._library.count(self._relays[thread], own, self._one.place)
+            passenger.counted(self._one.read(1)[0])
 
     def _news(self, _: int) -> None:
         try:
@@ -146,10 +161,10 @@ class Engine:
     def _news_of(self, thread: int) -> None:
         records, relay = self._records, self._relays[thread]
         while True:
-            count: int = self._library.news(relay, records, BATCH)
+            count: int = self._library.news(relay, records.place, BATCH)
             # A number is free again as soon as its end has been told, and whoever hears of an end may hand over the
             # next pair at once: so first all that have ended leave.
-            told = [(record, self._passenger(record, thread)) for record in records[:count]]
+            told = [(record, self._passenger(record, thread)) for record in records.read(count)]
             for record, passenger in told:
                 if passenger is not None:
                     _tell(record, passenger)
@@ -168,8 +183,8 @@ class Engine:
         records, threads = self._records, len(self._relays)
         for thread, relay in enumerate(self._relays):
             position = ctypes.c_uint32(0)
-            while count := self._library.moved(relay, position, records, BATCH):
-                for record in records[:count]:
+            while count := self._library.moved(relay, position, records.place, BATCH):
+                for record in records.read(count):
                     passenger = self._inside.get(record.id * threads + thread)
                     if passenger is not None:
                         passenger.counted(record)
@@ -189,7 +204,8 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._inside.clear()
+        for number, passenger in tuple(self._inside.items()):
+            self.cancel(number, passenger)  # what was closed in there must not be closed again
         self._hub.forget(self._events)
         self._hub.native = None
         self._stop()
@@ -201,9 +217,9 @@ def _tell(record: Record, passenger: Passenger) -> None:
         passenger.ended(record)
         return
     if record.news & WANTS:
-        passenger.wants(True, record.wanted[0])
+        passenger.wants(True, record.wanted_up)
     if record.news & WANTS << 1:
-        passenger.wants(False, record.wanted[1])
+        passenger.wants(False, record.wanted_down)
 
 
 def _stop(library: Library, relays: list[int], events: int, process: int) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from functools import cache
+from typing import Final, NamedTuple
 
 from .build import LIBRARY
 
-VERSION = 3
+VERSION = 4
 """Of the interface, as relay.c says it: a library left over from an older build is refused."""
 
 OFF = "switched off by GOSTNET_NATIVE"
@@ -23,31 +25,41 @@ WANTS = 2
 """Bits of `news`: the flow has ended; direction 0 waits for leave (direction 1: twice the value)."""
 
 
-class Record(ctypes.Structure):
-    """What is told of one flow: `struct record` of relay.c. Index 0 of a pair is up, or the client; 1 is the other."""
-
-    _fields_ = (
-        ("id", ctypes.c_uint32),
-        ("news", ctypes.c_uint32),
-        ("error", ctypes.c_int32),
-        ("failed", ctypes.c_int32 * 2),
-        ("first", ctypes.c_int32),
-        ("shut", ctypes.c_uint32),
-        ("wanted", ctypes.c_uint32 * 2),
-        ("padding", ctypes.c_uint32),
-        ("taken", ctypes.c_uint64 * 2),
-        ("moved", ctypes.c_uint64 * 2),
-    )
+class Record(NamedTuple):
+    """What is told of one flow: `struct record` of relay.c. What comes in pairs is up, or of the client, first."""
 
     id: int
     news: int
     error: int
-    failed: ctypes.Array[ctypes.c_int32]
+    failed_up: int
+    failed_down: int
     first: int
     shut: int
-    wanted: ctypes.Array[ctypes.c_uint32]
-    taken: ctypes.Array[ctypes.c_uint64]
-    moved: ctypes.Array[ctypes.c_uint64]
+    wanted_up: int
+    wanted_down: int
+    closed: int
+    taken_up: int
+    taken_down: int
+    moved_up: int
+    moved_down: int
+
+
+_RECORD: Final = struct.Struct("=IIiiiiIIIIQQQQ")
+
+
+class Records:
+    """Room for what the library tells of up to `size` flows; fields are read all at once, which ctypes cannot."""
+
+    __slots__ = ("_bytes", "place")
+
+    def __init__(self, size: int) -> None:
+        self._bytes = bytearray(size * _RECORD.size)
+        self.place = (ctypes.c_char * len(self._bytes)).from_buffer(self._bytes)
+
+    def read(self, count: int) -> list[Record]:
+        """Return the first `count` records."""
+        make, unpack = Record._make, _RECORD.unpack_from
+        return [make(unpack(self._bytes, at)) for at in range(0, count * _RECORD.size, _RECORD.size)]
 
 
 class Library:
@@ -56,8 +68,7 @@ class Library:
     def __init__(self, path: str) -> None:
         """Load the library. Raise OSError when it cannot be, or is of another version."""
         functions = ctypes.PyDLL(path)
-        records = ctypes.POINTER(Record)
-        relay, number, unsigned = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32
+        relay, number, unsigned, records = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
 
         def function(name: str, result: object, *arguments: object) -> ctypes._NamedFuncPointer:
             found = functions[f"gostnet_{name}"]
@@ -70,7 +81,7 @@ class Library:
             if version != VERSION:
                 raise OSError(f"{path} has version {version} of the interface, not {VERSION}")
             self.start = function("relay_start", relay, number)
-            self.add = function("relay_add", ctypes.c_int64, relay, number, number, unsigned, unsigned)
+            self.add = function("relay_add", ctypes.c_int64, relay, number, number, unsigned, unsigned, number)
             self.cancel = function("relay_cancel", None, relay, unsigned, records)
             self.grant = function("relay_grant", None, relay, unsigned, number, ctypes.c_uint64)
             self.news = function("relay_news", number, relay, records, number)

@@ -34,7 +34,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum {
-    VERSION = 3,          /* of the library's interface; the caller refuses another one */
+    VERSION = 4,          /* of the library's interface; the caller refuses another one */
     SMALL = 32768,        /* bytes of one recv; a read that fills it says bulk */
     STAYS_BULK = 131072,  /* bytes in one go after which the next go begins with splice at once */
     PIPE_SIZE = 262144,   /* bytes: half of it halves the rate, four times it gains nothing (measured) */
@@ -72,6 +72,9 @@ struct flow {
     struct direction way[2];
     atomic_bool leaving;   /* the caller waits for `lock`: let go soon, and do not take it again */
     bool live;             /* the mover may touch it */
+    bool closes;           /* the mover closes the sockets when all has gone well */
+    bool closed;           /* and has done so */
+    bool armed[2];         /* the socket's edges say when it has room again */
     bool noted;            /* it is in the list of news */
     unsigned news;
     int error;             /* errno of a source, which ends both directions */
@@ -109,7 +112,7 @@ struct relay {
 struct record {
     uint32_t id, news;
     int32_t error, failed[2], first;
-    uint32_t shut, wanted[2], padding;
+    uint32_t shut, wanted[2], closed;
     uint64_t taken[2], moved[2];
 };
 
@@ -187,6 +190,28 @@ static void tell(struct relay *relay, struct flow *flow, unsigned what)
     }
 }
 
+/* ---- readiness -------------------------------------------------------------------------------------------------- */
+
+/* Watch a socket, or change what is told of it, which brings an edge for what is true at that moment. A socket that has
+ * always had room is not asked for it: the first edge of a new socket would wake the mover for nothing. */
+static int watch(struct relay *relay, struct flow *flow, int side, int operation)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET | (flow->armed[side] ? EPOLLOUT : 0),
+                                .data.u64 = (uint64_t)(uintptr_t)flow | (uint64_t)side};
+    return epoll_ctl(relay->epoll, operation, flow->fd[side], &event);
+}
+
+/* The sink of a direction is full: an edge will say when it is not. */
+static void block(struct relay *relay, struct flow *flow, int index)
+{
+    int sink = !index;
+    flow->way[index].blocked = true;
+    if (!flow->armed[sink]) {
+        flow->armed[sink] = true;
+        watch(relay, flow, sink, EPOLL_CTL_MOD);
+    }
+}
+
 /* ---- moving bytes ----------------------------------------------------------------------------------------------- */
 
 static void note_first(struct flow *flow, int side)
@@ -241,7 +266,8 @@ static ssize_t copy(struct relay *relay, struct flow *flow, int index, size_t mo
             lose_sink(relay, flow, index, errno);
             return got;
         }
-        way->blocked = errno == EAGAIN;
+        if (errno == EAGAIN)
+            block(relay, flow, index);
         sent = 0;
     }
     way->moved += (uint64_t)sent;
@@ -294,7 +320,7 @@ static bool pump(struct relay *relay, struct flow *flow, int index)
                     lose_sink(relay, flow, index, errno);
                     return true;
                 }
-                way->blocked = true;
+                block(relay, flow, index);
                 return false;
             }
             continue;
@@ -375,14 +401,24 @@ static bool pump(struct relay *relay, struct flow *flow, int index)
     return true;
 }
 
-/* Let go of a flow whose lock is held: after this only the caller touches it. */
-static void release(struct relay *relay, struct relay *pool, struct flow *flow)
+/* Let go of a flow whose lock is held: after this only the caller touches it. Closing the sockets takes them out of the
+ * epoll set; edges until then find a flow that is not live, or make one try an operation in vain. */
+static void release(struct relay *pool, struct flow *flow)
 {
     flow->live = false;
-    for (int side = 0; side < 2; side++) {
+    for (int side = 0; side < 2; side++)
         end_direction(pool, &flow->way[side]);
-        epoll_ctl(relay->epoll, EPOLL_CTL_DEL, flow->fd[side], NULL);
+}
+
+static void finish(struct relay *relay, struct flow *flow)
+{
+    release(relay, flow);
+    if (flow->closes && !flow->error && !flow->way[0].failed && !flow->way[1].failed) {
+        close(flow->fd[0]);
+        close(flow->fd[1]);
+        flow->closed = true;
     }
+    tell(relay, flow, ENDED);
 }
 
 /* Pump both directions of a live flow, whose lock is held, and see to what follows. */
@@ -392,8 +428,7 @@ static void serve(struct relay *relay, struct flow *flow)
     if (!flow->error)
         again |= pump(relay, flow, 1);
     if (flow->error || (flow->way[0].done && flow->way[1].done)) {
-        release(relay, relay, flow);
-        tell(relay, flow, ENDED);
+        finish(relay, flow);
     } else if (again && !flow->queued) {
         flow->queued = true;
         flow->next_queued = NULL;
@@ -557,8 +592,10 @@ static void free_flow(struct relay *relay, struct flow *flow)
 }
 
 /* Join two non-blocking sockets. Bit i of `limited`: direction i moves only what gostnet_relay_grant allows; of `done`:
- * it has ended already. Returns the flow's id, or -1 with nothing changed. */
-EXPORT int64_t gostnet_relay_add(struct relay *relay, int client, int upstream, unsigned limited, unsigned done)
+ * it has ended already. With `closes` the sockets of a flow that ends without an error are closed here, as its record
+ * says. Returns the flow's id, or -1 with nothing changed. */
+EXPORT int64_t gostnet_relay_add(struct relay *relay, int client, int upstream, unsigned limited, unsigned done,
+                                 int closes)
 {
     struct flow *flow = new_flow(relay);
     if (!flow)
@@ -570,6 +607,8 @@ EXPORT int64_t gostnet_relay_add(struct relay *relay, int client, int upstream, 
     flow->first = -1;
     flow->news = 0;
     flow->reported = 0;
+    flow->closes = closes;
+    flow->closed = flow->armed[0] = flow->armed[1] = false;
     for (int i = 0; i < 2; i++) {
         memset(&flow->way[i], 0, sizeof flow->way[i]);
         flow->way[i].pipe[0] = flow->way[i].pipe[1] = -1;
@@ -578,9 +617,7 @@ EXPORT int64_t gostnet_relay_add(struct relay *relay, int client, int upstream, 
     }
     bool ok = true;
     for (int side = 0; side < 2 && ok; side++) {
-        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
-                                    .data.u64 = (uint64_t)(uintptr_t)flow | (uint64_t)side};
-        ok = !epoll_ctl(relay->epoll, EPOLL_CTL_ADD, flow->fd[side], &event);
+        ok = !watch(relay, flow, side, EPOLL_CTL_ADD);
         if (!ok && side)
             epoll_ctl(relay->epoll, EPOLL_CTL_DEL, flow->fd[0], NULL);
     }
@@ -616,6 +653,7 @@ static void fill_locked(struct record *record, struct flow *flow)
     record->news = flow->news;
     record->error = flow->error;
     record->first = flow->first;
+    record->closed = flow->closed;
     for (int i = 0; i < 2; i++) {
         record->failed[i] = flow->way[i].failed;
         record->wanted[i] = flow->way[i].wanted;
@@ -630,8 +668,11 @@ EXPORT void gostnet_relay_cancel(struct relay *relay, uint32_t id, struct record
     struct flow *flow = relay->flows[id];
     atomic_store(&flow->leaving, true);
     pthread_mutex_lock(&flow->lock);
-    if (flow->live)
-        release(relay, NULL, flow);
+    if (flow->live) {
+        release(NULL, flow);
+        epoll_ctl(relay->epoll, EPOLL_CTL_DEL, flow->fd[0], NULL);
+        epoll_ctl(relay->epoll, EPOLL_CTL_DEL, flow->fd[1], NULL);
+    }
     fill_locked(record, flow);
     flow->news = 0;
     bool noted = flow->noted;
@@ -652,10 +693,7 @@ EXPORT void gostnet_relay_grant(struct relay *relay, uint32_t id, int index, uin
         way->credit += bytes;
         way->asked = false;
         way->try_read = true;
-        /* Arming anew brings an edge, since there is something to read. */
-        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
-                                    .data.u64 = (uint64_t)(uintptr_t)flow | (uint64_t)index};
-        epoll_ctl(relay->epoll, EPOLL_CTL_MOD, flow->fd[index], &event);
+        watch(relay, flow, index, EPOLL_CTL_MOD); /* brings an edge, since there is something to read */
     }
     pthread_mutex_unlock(&flow->lock);
 }
