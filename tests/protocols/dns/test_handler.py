@@ -578,7 +578,7 @@ def test_who_wants_to_know_hears_of_addresses_before_the_client_has_them_also_fr
     leave = asyncio.Event()
 
     async def listen(name: str, addresses: Sequence[bytes], ttl: int) -> None:
-        told.append((name, [socket.inet_ntop(2 if len(a) == 4 else 10, a) for a in addresses], ttl))
+        told.append((name, sorted(socket.inet_ntop(2 if len(a) == 4 else 10, a) for a in addresses), ttl))
         heard.set()
         await leave.wait()
 
