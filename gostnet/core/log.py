@@ -14,14 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Any
 
 TRACE, DEBUG, INFO, WARN, ERROR, FATAL = 0, 10, 20, 30, 40, 50
 LEVELS = {"trace": TRACE, "debug": DEBUG, "info": INFO, "warn": WARN, "error": ERROR, "fatal": FATAL}
 _NAMES = {number: name for name, number in LEVELS.items()}
 
-_FORM: Final[dict[str, Any]] = {"ensure_ascii": False, "separators": (",", ":"), "default": str}
-_encode = json.JSONEncoder(**_FORM).encode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 _quote = json.encoder.encode_basestring
 
 

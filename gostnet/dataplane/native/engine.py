@@ -100,14 +100,13 @@ class Engine:
         *,
         limited: int = 0,
         done: int = 0,
-        closes: bool = False,
         short: bool = False,
     ) -> int | None:
         """Hand two descriptors over, which no hub watches any more; return the flow's number, None if that failed.
 
-        Bits of `limited`: the direction (1 up, 2 down) moves only what `grant` allows; of `done`: it has ended. With
-        `closes` the descriptors of a flow that ends well are closed in there, and its record says so. Those that are
-        likely to be `short` share one thread, which is not woken for each of them then; others take turns.
+        Bits of `limited`: the direction (1 up, 2 down) moves only what `grant` allows; of `done`: it has ended. Flows
+        that are likely to be `short` share one thread, which is not woken for each of them then, and which closes the
+        descriptors of those that end well, as their records say; others take turns.
         """
         if not self._stop.alive:
             return None
@@ -116,7 +115,7 @@ class Engine:
             thread = 0
         else:
             thread = self._next = (self._next + 1) % count
-        found: int = self._library.add(self._relays[thread], client, upstream, limited, done, closes)
+        found: int = self._library.add(self._relays[thread], client, upstream, limited, done, short)
         if found < 0:
             self._hub.give_way("native", "splice", "no memory, or no epoll watches, for another flow")
             return None

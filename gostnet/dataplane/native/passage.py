@@ -75,7 +75,7 @@ class Passage:
             descriptors = self._lent = self._client.lend(), self._upstream.lend()
         else:
             descriptors = self._client.surrender(), self._upstream.surrender()
-        self._number = self._engine.add(self, *descriptors, limited=limited, done=done, closes=short, short=short)
+        self._number = self._engine.add(self, *descriptors, limited=limited, done=done, short=short)
         if self._number is None:
             self._regain()
         return self._number is not None
