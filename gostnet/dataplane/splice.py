@@ -14,14 +14,14 @@ import select
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from ..core.errors import ConnError, GostnetError, IdleTimeout, conn_error
+from ..core.errors import GostnetError, IdleTimeout, conn_error
 from ..core.fiber import Gate
 from ..core.flow import Flow, Meter, Shaper
 from ..core.hub import READABLE
 from ..core.sockets import SocketStream
 from . import shaper as limits
 from .native.engine import Engine
-from .native.passage import Passage
+from .native.passage import Passage, check_end
 from .opening import FirstBytes
 from .pipes import Pipe, PipePool, not_spliced, pipe_pool
 
@@ -368,17 +368,10 @@ class _Pair:
             await self._gate.wait()
         finally:
             self._leave()
-        error = self._error
         failed = self.up.failed or self.down.failed
         if failed is None and self._passage is not None:
             failed = self._passage.failed
-        if error is None and failed is not None:
-            error = conn_error(failed)
-        if error is not None:
-            if isinstance(error, ConnError):
-                self.client.reset()
-                self.upstream.reset()
-            raise error
+        check_end(self.client, self.upstream, self._error, failed)
 
     def _leave(self) -> None:
         """Give everything back, whatever has ended the pair."""

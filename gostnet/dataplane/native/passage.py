@@ -19,6 +19,21 @@ _MOST = 1 << 20
 """Bytes for which the limits are asked at a time."""
 
 
+def check_end(client: SocketStream, upstream: SocketStream, error: GostnetError | None, failed: OSError | None) -> None:
+    """Raise what has ended two joined sockets, if it was no good end; both are reset where a connection broke.
+
+    error     what has ended both directions
+    failed    what has ended one of them
+    """
+    if error is None and failed is not None:
+        error = conn_error(failed)
+    if error is not None:
+        if isinstance(error, ConnError):
+            client.reset()
+            upstream.reset()
+        raise error
+
+
 class Passage:
     """Two sockets inside the thread, from `enter` until both directions have ended, or `leave`.
 
@@ -111,14 +126,7 @@ class Passage:
             await gate.wait()
         finally:
             self.leave()
-        error = self.error
-        if error is None and self.failed is not None:
-            error = conn_error(self.failed)
-        if error is not None:
-            if isinstance(error, ConnError):
-                self._client.reset()
-                self._upstream.reset()
-            raise error
+        check_end(self._client, self._upstream, self.error, self.failed)
 
     # ---- what the engine tells -----------------------------------------------------------------------
     def counted(self, record: Record) -> None:
