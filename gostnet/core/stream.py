@@ -65,6 +65,11 @@ class Stream(Closable):
         """Put `data` in front of what comes next."""
         self._head = data + self._head
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether something was put back that nobody has taken since."""
+        return bool(self._head)
+
     def take_unread(self) -> bytes:
         """Take what `unread` put back, b"" if nothing: engines call this before they move to the socket."""
         head, self._head = self._head, b""

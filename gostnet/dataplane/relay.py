@@ -72,13 +72,8 @@ def _at_once(
     for one; a loop that does is faster at it alone, as nobody has to be woken.
     """
     hub = client.readiness.hub
-    if patience and not hub.bound():
+    if (patience and not hub.bound()) or client.has_unread or upstream.has_unread:
         return None
-    for stream in (client, upstream):
-        head = stream.take_unread()
-        if head:
-            stream.unread(head)
-            return None
     gate = Gate(hub)
     passage = Passage(flow, client, upstream, thread, gate.open)
     if not passage.enter(short=patience > 0):

@@ -376,22 +376,15 @@ async def _client_speaks(client: Stream, upstream: Stream) -> bool:
     """Wait until a side has something to read, its end included; return whether it is the client."""
     near, far = leaf(client), leaf(upstream)
     for stream, is_client in ((client, True), (near, True), (far, False)):
-        if _has_unread(stream):
+        if stream.has_unread:
             return is_client
     # What a handler still has to say before its first answer does not matter to what it hears.
     below = near.below if isinstance(near, Opening) else near
     if type(below) is SocketStream and type(far) is SocketStream:
-        if _has_unread(below):
+        if below.has_unread:
             return True
         return await _first_socket(below.readiness, far.readiness)
     return await _first_stream(client, upstream)
-
-
-def _has_unread(stream: Stream) -> bool:
-    head = stream.take_unread()
-    if head:
-        stream.unread(head)
-    return bool(head)
 
 
 async def _first_socket(client: Readiness, upstream: Readiness) -> bool:
