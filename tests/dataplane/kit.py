@@ -41,7 +41,7 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it does not happen")
 
 
-def be_bound(hub: Hub) -> None:
-    """Let the hub believe that its thread has no time, for the next hour."""
-    hub._bound = True
+def be_bound(hub: Hub, bound: bool = True) -> None:
+    """Let the hub believe that its thread has no time, or has enough, for the next hour."""
+    hub._bound = bound
     hub._looked = time.monotonic() + 3600
