@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..core.errors import ConnError, EndOfStream
+from ..core.passing import PassingStream
 from ..core.stream import CHUNK, Buffer, Stream
 
 
@@ -25,7 +26,7 @@ class Strip(Protocol):
         """
 
 
-class Opening(Stream):
+class Opening(PassingStream):
     """A stream over `below`, which it owns, with something to say or to hear first.
 
     prefix   goes out in front of the first bytes that are sent, or before the end if none are
@@ -37,15 +38,19 @@ class Opening(Stream):
     cancelled `send` leaves; one that is cancelled while it waits for the header loses nothing.
     """
 
-    __slots__ = ("_gate", "_prefix", "_prompt", "_strip", "below")
+    __slots__ = ("_gate", "_prefix", "_prompt", "_strip")
 
     def __init__(self, below: Stream, *, prefix: bytes = b"", prompt: bool = False, strip: Strip | None = None) -> None:
-        super().__init__(below.local, below.remote)
-        self.below = below
+        super().__init__(below)
         self._prefix = prefix
         self._prompt = prompt
         self._strip = strip
         self._gate: asyncio.Future[None] | None = None
+
+    @property
+    def below(self) -> Stream:
+        """The stream that this one begins."""
+        return self._below
 
     @property
     def prompts(self) -> bool:
@@ -63,7 +68,7 @@ class Opening(Stream):
                     await self._flush()
                 except ConnError:
                     pass  # the peer does not listen: its last words, or why there are none, are still to be read
-        below = self.below
+        below = self._below
         while self._strip is not None:
             data = await below.receive()
             if not data:
@@ -81,41 +86,31 @@ class Opening(Stream):
         if self._prefix and data:
             prefix, self._prefix = self._prefix, b""
             data = b"".join((prefix, data))
-        await self.below.send(data)
+        await self._below.send(data)
 
     async def send_eof(self) -> None:
         if self._gate is not None:
             await self._gate
         if self._prefix:
             await self._flush()
-        await self.below.send_eof()
+        await self._below.send_eof()
 
     async def _flush(self) -> None:
         """Send the prefix alone; a `send` that comes meanwhile waits, and finds the stream as this leaves it."""
         prefix, self._prefix = self._prefix, b""
         gate = self._gate = asyncio.get_running_loop().create_future()
         try:
-            await self.below.send(prefix)
+            await self._below.send(prefix)
         finally:
             self._gate = None
             if not gate.done():
                 gate.set_result(None)
 
-    async def aclose(self) -> None:
-        await self.below.aclose()
-
-    def abort(self) -> None:
-        self.below.abort()
-
-    def reset(self) -> None:
-        """Reset the stream below."""
-        self.below.reset()
-
     def transparent_over(self) -> Stream | None:
         """Return the stream below once everything has been said and heard."""
         if self._prefix or self._strip is not None or self._gate is not None:
             return None
-        return self.below
+        return self._below
 
 
 def leaf(stream: Stream) -> Stream:
